@@ -1,0 +1,67 @@
+"""Published hybrid architectures, by the dimensions in arXiv 2508.15884 (Jet-Nemotron)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hwsearch.errors import unknown_name
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
+from hwsearch.searchspace.bases import BASES, base_named
+from hwsearch.searchspace.mixers import JetBlock, MixerSpec, SlidingWindowAttention
+
+__all__ = ["REFERENCES", "architecture_named"]
+
+
+def _jet_nemotron(
+    name: str, base: str, *, full: Iterable[int], sliding: Iterable[int], window: int, jet: JetBlock
+) -> Architecture:
+    """A JetBlock hybrid; layer numbers count from 1, as the paper prints them."""
+    host = BASES[base]
+    windowed = SlidingWindowAttention(window=window, **host.mixer.model_dump(exclude={"kind"}))
+    mixers: list[MixerSpec] = [jet] * host.num_layers
+    for number in full:
+        mixers[number - 1] = host.mixer
+    for number in sliding:
+        mixers[number - 1] = windowed
+    return Architecture(
+        name=name, base=host, layers=tuple(LayerSpec(mixer=mixer, ffn=host.ffn) for mixer in mixers)
+    )
+
+
+REFERENCES: Mapping[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        _jet_nemotron(
+            "jet-nemotron-2b",
+            "Qwen2.5-1.5B",
+            full=(15, 20),
+            sliding=(21, 22),
+            window=1152,
+            jet=JetBlock(num_heads=12, head_k_dim=96, head_v_dim=256),
+        ),
+        _jet_nemotron(
+            "jet-nemotron-4b",
+            "Qwen2.5-3B",
+            full=(18, 21, 33),
+            sliding=(6, 17, 20, 22, 23, 26, 28),
+            window=2048,
+            jet=JetBlock(num_heads=16, head_k_dim=128, head_v_dim=256),
+        ),
+    )
+}
+
+
+def architecture_named(name: str) -> Architecture:
+    """A reference architecture, a built-in base as it is, an architecture JSON, or a Hugging Face config.
+
+    Raises InputError for an unknown name and DataError for a file that holds neither.
+    """
+    if name in REFERENCES:
+        return REFERENCES[name]
+    path = Path(name)
+    if name not in BASES and path.is_file() and path.name != "config.json":
+        return Architecture.load(path)
+    if name not in BASES and not path.exists():
+        raise unknown_name("architecture", name, [*REFERENCES, *BASES])
+    return Architecture.of_base(base_named(name))
