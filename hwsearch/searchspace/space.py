@@ -193,7 +193,7 @@ class SearchSpace:
         genomes = np.asarray(genomes)
         inside = (genomes >= 0) & (genomes < len(self.choices))
         safe = np.where(inside, genomes, 0)
-        ok: NDArray[np.bool_] = (inside & self.allowed_mask[np.arange(self.num_layers), safe]).all(axis=1)
+        ok: NDArray[np.bool_] = np.all(inside & self.allowed_mask[np.arange(self.num_layers), safe], axis=1)
         for kind, limit in self.limits.items():
             count = self.kind_mask(kind)[safe].sum(axis=1)
             ok &= count >= limit.at_least
@@ -201,10 +201,10 @@ class SearchSpace:
                 ok &= count <= limit.at_most
         for kind in self.ties:
             members: NDArray[np.bool_] = self.kind_mask(kind)[safe]
-            highest = np.where(members, safe, -1).max(axis=1)
-            ok &= (~members | (safe == highest[:, None])).all(axis=1)
+            highest = np.where(members, safe, -1).max(axis=1, keepdims=True)
+            ok &= np.all(~members | (safe == highest), axis=1)
         if self.forbidden:
-            ok &= ~self.transition_mask[safe[:, :-1], safe[:, 1:]].any(axis=1)
+            ok &= ~np.any(self.transition_mask[safe[:, :-1], safe[:, 1:]], axis=1)
         return ok
 
     @cached_property

@@ -46,10 +46,10 @@ class Workload(Spec):
         return self.batch * (self.context if self.phase == "prefill" else 1)
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
+    def from_text(cls, text: str, *, dtype: str = "bfloat16") -> Self:
         """A workload from `phase:batch=N,context=N[,dtype=NAME]`; k and m multiply by 1024 and 1024 squared.
 
-        Raises InputError with an example where the text does not fit.
+        `dtype` is the one to take where the text names none. Raises InputError with an example where the text does not fit.
         """
         phase, _, rest = text.partition(":")
         fields: dict[str, int | str] = {"phase": phase.strip()}
@@ -61,7 +61,7 @@ class Workload(Spec):
             scale = {"": 1, "k": 1024, "m": 1024**2}[number[2].lower()] if number else 1
             fields[name] = int(number[1]) * scale if number else value
         try:
-            return cls.model_validate(fields)
+            return cls.model_validate({"dtype": dtype, **fields})
         except ValidationError as error:
             raise InputError(f"workload {text!r}: {problems(error)}; write for example {_EXAMPLE}") from None
 
