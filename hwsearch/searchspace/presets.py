@@ -17,13 +17,13 @@ def postnas(base: Base) -> SearchSpace:
     """The choices of PostNAS (arXiv 2508.15884): keep full attention, window it, make it linear, or drop it.
 
     The JetBlock and window follow the two published models: d_K 96 and a window of 1152 below a hidden size of
-    2048, d_K 128 and 2048 from there on, d_V 256 and one head per 128 channels in both. Its grid keeps
+    2048, d_K 128 and 2048 from there on, d_V 256 and one head per 128 channels (an even number) in both. Its grid keeps
     d_K x d_V x heads, and so the cache, fixed, and all JetBlock layers share one grid point. The gated delta
     net has two value heads per key head of 128 x 128, the shape of Qwen3.5. Adjacent layers without a mixer
     are not allowed.
     """
     wide = base.hidden_size >= 2048
-    heads = max(base.hidden_size // 128, 2)
+    heads = 2 * max(base.hidden_size // 256, 1)
     d_k, d_v = (128, 256) if wide else (96, 256)
     mixers: list[MixerSpec] = [
         base.mixer,
@@ -31,7 +31,7 @@ def postnas(base: Base) -> SearchSpace:
         GatedDeltaNet(num_k_heads=heads, num_v_heads=2 * heads, head_k_dim=128, head_v_dim=128),
         JetBlock(num_heads=heads, head_k_dim=d_k, head_v_dim=d_v),
         JetBlock(num_heads=heads, head_k_dim=d_k // 2, head_v_dim=2 * d_v),
-        JetBlock(num_heads=max(heads // 2, 1), head_k_dim=d_k, head_v_dim=2 * d_v),
+        JetBlock(num_heads=heads // 2, head_k_dim=d_k, head_v_dim=2 * d_v),
         NoMixer(),
     ]
     return SearchSpace(

@@ -49,7 +49,9 @@ class Workload(Spec):
     def from_text(cls, text: str, *, dtype: str = "bfloat16") -> Self:
         """A workload from `phase:batch=N,context=N[,dtype=NAME]`; k and m multiply by 1024 and 1024 squared.
 
-        `dtype` is the one to take where the text names none. Raises InputError with an example where the text does not fit.
+        `dtype` is the one to take where the text names none.
+
+        Raises InputError with an example where the text does not fit.
         """
         phase, _, rest = text.partition(":")
         fields: dict[str, int | str] = {"phase": phase.strip()}

@@ -75,11 +75,11 @@ class LayerSweep:
             base_error=self.base_error[kept],
         )
 
-    def table(self, shares: Sequence[float]) -> FloatArray:
+    def table(self, shares: Sequence[float] | FloatArray) -> FloatArray:
         """Mean drop over the tasks in points, (layers, choices), for choices that cost `shares` of the linear drop."""
         return np.outer(self.drops.mean(axis=1), np.asarray(shares, dtype=np.float64))
 
-    def loss(self, shares: Sequence[float]) -> QualityLoss:
+    def loss(self, shares: Sequence[float] | FloatArray) -> QualityLoss:
         """The predicted drop of an architecture whose layers, in order, cost `shares` of the linear drop."""
         share = np.asarray(shares, dtype=np.float64)
         by_task = share @ self.drops
