@@ -57,7 +57,9 @@ def test_recurrence_by_hand() -> None:
     beta = torch.tensor([1.0, 0.25], dtype=torch.float64).reshape(1, 2, 1)
     out, state = delta_rule(one, one, v, g, beta, backend="reference")
     # S1 = 3; S2 = 1.5 + 0.25 (5 - 1.5) = 2.375
-    torch.testing.assert_close(out.flatten(), torch.tensor([3, 2.375], dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        out.flatten(), torch.tensor([3, 2.375], dtype=torch.float64), rtol=1e-5, atol=0
+    )
     assert state.item() == pytest.approx(2.375, rel=1e-5)
 
 

@@ -1,0 +1,92 @@
+"""hwsearch evaluate: errors of a cost model on rows it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from hwsearch.cli.options import seed_option
+from hwsearch.cli.output import console, emit_json, json_option, note, table, working
+from hwsearch.costmodel.evaluate import Evaluation, evaluate
+from hwsearch.costmodel.model import CostModel
+from hwsearch.pipeline import cost_model_named, load_rows
+
+__all__ = ["command", "evaluation_json", "print_evaluation"]
+
+
+@click.command("evaluate")
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--as-is",
+    is_flag=True,
+    help="Judge the saved model on rows it has never seen, without refitting.",
+)
+@seed_option
+@json_option
+def command(*, model: str, file: Path, as_is: bool, seed: int, as_json: bool) -> None:
+    """Errors of MODEL on the measurements in FILE, on rows that it was not fitted on.
+
+    MODEL is a name from `hwsearch devices` or a folder that `hwsearch fit` wrote. FILE is a store, or
+    AIConfigurator's table or folder. By default the model's recipe is fitted again on 80% of FILE and judged on
+    the other 20%.
+    """
+    saved = cost_model_named(model)
+    rows = load_rows(file)
+    if (rows.device.device_name, rows.runtime) != (saved.device.device_name, saved.runtime):
+        note(
+            f"{file} was measured on {rows.device.device_name} with {rows.runtime}; "
+            f"{model} was fitted for {saved.device.device_name} with {saved.runtime}"
+        )
+    with working("judging" if as_is else "fitting on 80% of the rows"):
+        judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed)
+    if as_json:
+        emit_json({"model": model, **evaluation_json(judged, saved, left_out=rows.left_out)})
+    else:
+        print_evaluation(judged, saved, left_out=rows.left_out, to=console())
+
+
+def evaluation_json(judged: Evaluation, model: CostModel, *, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """The public keys of an evaluation; errors are in percent."""
+    return {
+        "device": model.device.name,
+        "runtime": model.runtime,
+        "how": judged.how,
+        "operators": {kind: asdict(errors) for kind, errors in judged.operators.items()},
+        "left_out": dict(left_out),
+    }
+
+
+def print_evaluation(
+    judged: Evaluation, model: CostModel, *, left_out: Mapping[str, int], to: Console
+) -> None:
+    shown = table(
+        f"Errors in percent: {judged.how}",
+        "operator",
+        "rows",
+        "MAPE",
+        "median",
+        "95th pct",
+        "in 90% interval",
+        "summed time",
+        "seen, skipped",
+    )
+    for kind, e in judged.operators.items():
+        shown.add_row(
+            kind,
+            str(e.rows),
+            f"{e.mape:.2f}",
+            f"{e.median_ape:.2f}",
+            f"{e.p95_ape:.2f}",
+            f"{e.coverage_90:.1f}",
+            f"{e.summed_time:+.2f}",
+            str(e.skipped_seen),
+        )
+    to.print(shown)
+    for reason, count in left_out.items():
+        to.print(f"left out: {count} rows, {reason}", markup=False, soft_wrap=True)

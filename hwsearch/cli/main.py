@@ -1,0 +1,72 @@
+"""The command group: loads a command's module only when it is called, and turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from hwsearch import __version__
+from hwsearch.errors import HwsearchError
+
+__all__ = ["cli", "run"]
+
+_COMMANDS = {
+    "bases": "Base models and reference architectures.",
+    "devices": "Devices and the cost models that ship with the package.",
+    "predict": "Predict latency, memory and throughput of an architecture.",
+    "profile": "Measure operators on this machine.",
+    "fit": "Fit a cost model to measurements.",
+    "evaluate": "Errors of a cost model on measurements it was not fitted on.",
+    "import": "Import measurements of other tools.",
+    "search": "Find architectures that meet budgets.",
+    "export": "Write an architecture of a search as JSON.",
+    "schema": "Print the JSON Schema of architecture files.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"hwsearch.cli.{cmd_name.replace('import', 'import_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="hwsearch")
+def cli() -> None:
+    """Hardware-aware cost models and architecture search for hybrid language models."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit status. Errors of the user print one line and no traceback."""
+    try:
+        status = cli.main(args=list(arguments), prog_name="hwsearch", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) is gone; keep Python from failing again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (HwsearchError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    return status if isinstance(status, int) else 0

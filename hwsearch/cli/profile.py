@@ -1,0 +1,106 @@
+"""hwsearch profile: measure operators on this machine, resumably."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hwsearch.cli.options import seed_option
+from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
+from hwsearch.errors import InputError
+from hwsearch.operators import KINDS, Operator
+from hwsearch.pipeline import operators_of
+from hwsearch.profilers.plan import default_plan
+from hwsearch.profilers.run import Progress, profile
+from hwsearch.profilers.store import Store
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.presets import preset_named
+from hwsearch.searchspace.workload import Workload
+
+__all__ = ["command"]
+
+
+@click.command("profile")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a CUDA device such as cuda:0.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to add to.")
+@click.option(
+    "--points",
+    default=60,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many operators of the default plan, a spread over every kind.",
+)
+@click.option("--space", help="Measure instead what this search space asks for, for example postnas.")
+@click.option("--base", help="The base model of --space.")
+@click.option("--workload", "workloads", multiple=True, help="A workload of --space; may be repeated.")
+@click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
+@seed_option
+@json_option
+def command(
+    *,
+    device: str,
+    output: Path,
+    points: int,
+    space: str | None,
+    base: str | None,
+    workloads: tuple[str, ...],
+    dtype: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure operators with PyTorch on this machine and keep every sample.
+
+    What the store already holds is not measured again: interrupt it and call it again to go on.
+    """
+    operators = _operators(device, points, space, base, workloads, seed)
+    with Store.open(output, create=True) as store, progress() as bar:
+        task = bar.add_task("measuring", total=len(operators), status="")
+
+        def advance(done: Progress) -> None:
+            bar.update(task, completed=done.done, status=str(done.measurement.operator))
+
+        summary = profile(store, operators, device=device, dtype=dtype, seed=seed, on_progress=advance)
+        measurements = store.measurements()
+    if as_json:
+        emit_json(
+            {
+                "store": str(output),
+                "measured": summary.measured,
+                "skipped": summary.skipped,
+                "not_ok": summary.not_ok,
+                "measurements": len(measurements),
+            }
+        )
+        return
+    shown = table(f"{output}", "operator", "rows", "not ok", "fastest ms", "slowest ms")
+    for kind in KINDS:
+        own = [m for m in measurements if m.operator.kind == kind]
+        times = [m.median_ms for m in own if m.status == "ok"]
+        if own:
+            shown.add_row(
+                kind,
+                str(len(own)),
+                str(len(own) - len(times)),
+                milliseconds(min(times)) if times else "-",
+                milliseconds(max(times)) if times else "-",
+            )
+    console().print(shown)
+    note(
+        f"{summary.measured} measured now, {summary.skipped} were there already, {summary.not_ok} could not run"
+    )
+
+
+def _operators(
+    device: str, points: int, space: str | None, base: str | None, workloads: tuple[str, ...], seed: int
+) -> list[Operator]:
+    if space is None:
+        if base is not None or workloads:
+            raise InputError("--base and --workload belong to a search space: add --space postnas")
+        return list(default_plan(device.partition(":")[0], points=points, seed=seed))
+    if base is None or not workloads:
+        raise InputError(
+            "--space needs --base and at least one --workload, for example decode:batch=16,context=4096"
+        )
+    chosen = preset_named(space, base_named(base))
+    return operators_of(chosen, [Workload.from_text(text) for text in workloads])

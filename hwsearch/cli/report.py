@@ -1,0 +1,121 @@
+"""The report on one architecture: whole-model figures and the table of layers, for people and as JSON."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+
+from hwsearch.cli.output import milliseconds, size, table
+from hwsearch.costmodel.compose import LayerCost, ModelCost
+from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
+
+__all__ = ["model_cost_json", "print_model_cost"]
+
+_MEASURED = PROVENANCES[MEASURED]
+
+
+def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
+    """The public keys of a prediction; docs/json.md describes them."""
+    a, w = cost.architecture, cost.workload
+    return {
+        "architecture": a.name,
+        "device": model.device.name,
+        "runtime": model.runtime,
+        "workload": str(w),
+        "dtype": w.dtype,
+        "parameters": a.parameters,
+        "cache_bytes_per_sequence": a.cache_bytes(w.context, w.element_bytes),
+        "conv_state_bytes_per_sequence": a.conv_state_bytes(w.element_bytes),
+        "memory_bytes": cost.memory.total_bytes,
+        "memory": {
+            "weight_bytes": cost.memory.weight_bytes,
+            "cache_bytes": cost.memory.cache_bytes,
+            "conv_state_bytes": cost.memory.conv_state_bytes,
+            "activation_bytes": cost.memory.activation_bytes,
+        },
+        "max_batch": cost.memory.max_batch,
+        "latency_ms": cost.latency.median_ms,
+        "latency_ms_low": cost.latency.low_ms,
+        "latency_ms_high": cost.latency.high_ms,
+        "throughput_tokens_per_s": cost.throughput_tokens_per_s,
+        "latency_ms_by_operator": cost.latency.by_operator,
+        "latency_ms_by_provenance": cost.latency.by_provenance,
+        "embedding_ms": cost.embedding_ms,
+        "head_ms": cost.head_ms,
+        "layers": [_layer_json(layer, cost) for layer in cost.layers],
+        "notes": list(cost.notes),
+    }
+
+
+def _layer_json(layer: LayerCost, cost: ModelCost) -> dict[str, Any]:
+    mixer, w = layer.layer.mixer, cost.workload
+    return {
+        "index": layer.index,
+        "mixer": mixer.model_dump(mode="json"),
+        "ffn": layer.layer.ffn.model_dump(mode="json"),
+        "latency_ms": layer.latency.median_ms,
+        "latency_ms_low": layer.latency.low_ms,
+        "latency_ms_high": layer.latency.high_ms,
+        "mixer_ms": layer.mixer_ms,
+        "ffn_ms": layer.ffn_ms,
+        "cache_bytes_per_sequence": mixer.cache_bytes(w.context, w.element_bytes),
+        "latency_ms_by_operator": layer.latency.by_operator,
+        "latency_ms_by_provenance": layer.latency.by_provenance,
+    }
+
+
+def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
+    """The table of layers, equal neighbours on one line, then the whole model."""
+    a, w = cost.architecture, cost.workload
+    shown = table(
+        f"{a.name} on {model.device.name} ({model.runtime}), {w}",
+        "layers",
+        "mixer",
+        "mixer ms",
+        "FFN ms",
+        "layer ms",
+        "within data",
+        "cache",
+        left=2,
+    )
+    for _, run in groupby(cost.layers, key=lambda layer: layer.layer):
+        layers = list(run)
+        first, last = layers[0], layers[-1]
+        mixer = first.layer.mixer
+        shown.add_row(
+            str(first.index) if first is last else f"{first.index} to {last.index}",
+            f"{mixer.kind} {mixer.label}",
+            milliseconds(first.mixer_ms),
+            milliseconds(first.ffn_ms),
+            milliseconds(first.latency.median_ms),
+            f"{first.latency.by_provenance.get(_MEASURED, 0.0) / first.latency.median_ms:.0%}",
+            size(mixer.cache_bytes(w.context, w.element_bytes)),
+        )
+    to.print(shown)
+    m, t = cost.memory, cost.latency
+    total = t.median_ms
+    by_operator = sorted(t.by_operator.items(), key=lambda item: -item[1])
+    lines = (
+        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted"),
+        ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
+        ("time by operator", ", ".join(f"{kind} {ms / total:.0%}" for kind, ms in by_operator)),
+        ("time by source", ", ".join(f"{source} {ms / total:.0%}" for source, ms in t.by_provenance.items())),
+        ("embedding, LM head", f"{milliseconds(cost.embedding_ms)} ms, {milliseconds(cost.head_ms)} ms"),
+        ("parameters", f"{a.parameters / 1e9:.3f} B"),
+        ("cache per sequence", size(a.cache_bytes(w.context, w.element_bytes))),
+        ("conv state per seq.", size(a.conv_state_bytes(w.element_bytes))),
+        (
+            "memory",
+            f"{size(m.total_bytes)}: weights {size(m.weight_bytes)}, cache {size(m.cache_bytes)}, "
+            f"conv states {size(m.conv_state_bytes)}, activations {size(m.activation_bytes)}",
+        ),
+        ("largest batch", f"{m.max_batch} in 90% of {size(model.device.memory_bytes)}"),
+    )
+    for name, text in lines:
+        to.print(f"{name:<20}{text}", markup=False, soft_wrap=True)
+    if m.total_bytes > model.device.memory_bytes:
+        to.print(f"does not fit: {model.device.name} has {size(model.device.memory_bytes)}", style="bold")
+    for text in cost.notes:
+        to.print(f"note: {text}", markup=False, style="dim", soft_wrap=True)

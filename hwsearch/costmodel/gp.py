@@ -1,0 +1,155 @@
+"""Gaussian process on few hundred inducing points: the smooth part of a residual, in numpy.
+
+ARD Matern-5/2 kernel, hyperparameters by maximum a posteriori on a subset of rows, prediction by the subset of
+regressors over inducing rows, so its cost does not grow with the table. Away from all data the prediction falls
+back to zero, which leaves the analytic form. Method: Rasmussen and Williams 2006, chapters 5 and 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["GP", "GPRecipe", "fit_gp"]
+
+FloatArray = NDArray[np.float64]
+
+_ROOT5 = float(np.sqrt(5.0))
+_CLIP = 6.0  # standard deviations: keeps a far extrapolation finite
+_BLOCK = 4096
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPRecipe:
+    """`inducing` rows carry the prediction; hyperparameters are learned on `learn` rows."""
+
+    inducing: int = 500
+    learn: int = 500
+    iterations: int = 60
+
+
+@dataclass(frozen=True)
+class GP:
+    """Inducing inputs (m, F) in units of the length scales, weights (m,), and the scaling of raw features (F,)."""
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    inverse_length: NDArray[np.float32]
+    inducing: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Posterior mean (n,) at features (n, F)."""
+        out = np.empty(len(features), np.float32)
+        square = (self.inducing**2).sum(axis=1)
+        for start in range(0, len(features), _BLOCK):
+            raw = features[start : start + _BLOCK]
+            x = np.clip((raw - self.mean) / self.sd, -_CLIP, _CLIP) * self.inverse_length
+            distance = (x**2).sum(axis=1)[:, None] + square - 2 * (x @ self.inducing.T)
+            np.maximum(distance, 0, out=distance)
+            distance *= 5
+            root = np.sqrt(distance)
+            distance /= 3
+            distance += root
+            distance += 1
+            np.negative(root, out=root)
+            np.exp(root, out=root)
+            distance *= root
+            out[start : start + _BLOCK] = distance @ self.weight
+        return out
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            "mean": self.mean,
+            "sd": self.sd,
+            "inverse_length": self.inverse_length,
+            "inducing": self.inducing,
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> GP:
+        names = ("mean", "sd", "inverse_length", "inducing", "weight")
+        return cls(*(arrays[name].astype(np.float32) for name in names))
+
+
+def _correlation(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Matern-5/2 correlation of scaled inputs (p, F), (q, F), and -d(correlation)/d(squared distance) times two."""
+    square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
+    root = _ROOT5 * np.sqrt(np.maximum(square, 0))
+    decay = np.exp(-root)
+    return (1 + root + root**2 / 3) * decay, 5 / 3 * (1 + root) * decay
+
+
+def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecipe, seed: int) -> GP:
+    """Fit on features (n, F) and target (n,)."""
+    from scipy.linalg import cho_factor, cho_solve
+    from scipy.optimize import minimize
+
+    rng = np.random.default_rng(seed)
+    mean = features.mean(axis=0, dtype=np.float64)
+    sd = np.maximum(features.std(axis=0, dtype=np.float64), 1e-6)
+    x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
+    width = x.shape[1]
+    rows = rng.permutation(len(x))
+    learn = rows[: recipe.learn]
+    xl, yl = x[learn], target[learn]
+    scale = float(np.std(yl)) + 1e-9
+    yl = yl / scale
+    prior_length = np.log(1.5 * np.sqrt(width))
+
+    def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
+        log_inverse, log_signal, log_noise = -theta[:width], theta[width], theta[width + 1]
+        scaled = xl * np.exp(log_inverse)
+        correlation, slope = _correlation(scaled, scaled)
+        signal, noise = np.exp(2 * log_signal), np.exp(2 * log_noise)
+        kernel = signal * correlation
+        kernel[np.diag_indices_from(kernel)] += noise + _JITTER
+        factor = cho_factor(kernel, lower=True)
+        alpha = cho_solve(factor, yl)
+        inverse = cho_solve(factor, np.eye(len(yl)))
+        outer = np.outer(alpha, alpha) - inverse
+        value = 0.5 * yl @ alpha + np.log(np.diag(factor[0])).sum()
+        weighted = outer * slope * signal
+        # Sum over pairs of weighted * (x_i - x_j)^2, for every input at once.
+        pairs = 2 * (weighted.sum(axis=1) @ scaled**2) - 2 * (scaled * (weighted @ scaled)).sum(axis=0)
+        gradient = np.empty(width + 2)
+        gradient[:width] = -0.5 * pairs
+        gradient[width] = -(outer * correlation).sum() * signal
+        gradient[width + 1] = -np.trace(outer) * noise
+        prior = np.concatenate([np.full(width, prior_length), [0.0, np.log(0.2)]])
+        spread = np.concatenate([np.full(width, 1.0), [1.0, 1.0]])
+        value += 0.5 * float((((theta - prior) / spread) ** 2).sum())
+        gradient += (theta - prior) / spread**2
+        return float(value), gradient
+
+    start = np.concatenate([np.full(width, prior_length), [0.0, np.log(0.2)]])
+    bounds = [(-2.0, 6.0)] * width + [(-4.0, 3.0), (-5.0, 1.0)]
+    best = minimize(
+        negative_log_posterior,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": recipe.iterations},
+    ).x
+    inverse_length = np.exp(-best[:width])
+    signal, noise = np.exp(2 * best[width]), np.exp(2 * best[width + 1])
+    scaled = x * inverse_length
+    chosen = np.sort(rows[: recipe.inducing])
+    z = scaled[chosen]
+    kzz = signal * _correlation(z, z)[0]
+    total = noise * kzz
+    total[np.diag_indices_from(total)] += _JITTER * noise * signal
+    right = np.zeros(len(z))
+    for begin in range(0, len(x), _BLOCK):
+        kzx = signal * _correlation(z, scaled[begin : begin + _BLOCK])[0]
+        total += kzx @ kzx.T
+        right += kzx @ (target[begin : begin + _BLOCK] / scale)
+    total[np.diag_indices_from(total)] += 1e-8 * np.trace(total) / len(total)
+    weight = signal * scale * cho_solve(cho_factor(total, lower=True), right)
+    return GP(*(np.asarray(a, np.float32) for a in (mean, sd, inverse_length, z, weight)))

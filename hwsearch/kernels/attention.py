@@ -1,0 +1,117 @@
+"""Causal softmax attention: prefill, prefill after cached tokens, decode, with a sliding window and with GQA.
+
+Two backends. "reference" materialises the scores. "torch" uses F.scaled_dot_product_attention and never does
+the quadratic work of a mask:
+- prefill from an empty cache and without a window is one causal call;
+- otherwise queries go block by block, each block seeing only the keys that some query of it can see;
+- decode slices the cache to the window.
+In the last two cases the query heads of a group are packed into rows, so that every fused kernel of PyTorch
+takes the call (the memory-efficient one has no grouped heads) and the cache is read once per group.
+
+Shapes: queries (B, H, T, D), keys and values (B, H_kv, S, D) with S >= T; the T queries are the last T of the
+S positions. H_kv divides H; query head h reads key head h // (H / H_kv).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hwsearch.errors import InputError
+from hwsearch.kernels import choose
+
+__all__ = ["BACKENDS", "attention", "reference_attention", "torch_attention", "torch_path"]
+
+_CAUSAL_BLOCK = 512  # queries per call after cached tokens
+_LEAST_BLOCK = 128  # fewer queries per call and the calls cost more than the masked pairs they avoid
+
+
+def attention(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, window: int = 0, backend: str = "torch"
+) -> Tensor:
+    """Causal attention output (B, H, T, D), scores scaled by 1 / sqrt(D).
+
+    window: tokens each query sees, itself included; 0 for all before it. T = 1 is a decode step.
+    Raises InputError for shapes that do not fit, a negative window or an unknown backend.
+    """
+    heads, kv_heads = q_BHTD.shape[1], k_BHSD.shape[1]
+    if k_BHSD.shape != v_BHSD.shape or heads % kv_heads:
+        raise InputError(
+            f"attention: keys {tuple(k_BHSD.shape)} and values {tuple(v_BHSD.shape)} must have one shape and "
+            f"a number of heads that divides the {heads} query heads"
+        )
+    if k_BHSD.shape[2] < q_BHTD.shape[2]:
+        raise InputError(f"attention: {q_BHTD.shape[2]} queries but only {k_BHSD.shape[2]} keys")
+    if window < 0:
+        raise InputError(f"attention: window must be 0 (none) or positive, got {window}")
+    return choose("attention", backend=backend, implementations=BACKENDS)(q_BHTD, k_BHSD, v_BHSD, window)
+
+
+def reference_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int) -> Tensor:
+    """Attention from its definition, with all T x S scores."""
+    group = q_BHTD.shape[1] // k_BHSD.shape[1]
+    queries, keys = q_BHTD.shape[2], k_BHSD.shape[2]
+    k_BHSD = k_BHSD.repeat_interleave(group, dim=1)
+    v_BHSD = v_BHSD.repeat_interleave(group, dim=1)
+    scores = q_BHTD @ k_BHSD.transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
+    seen = _seen(keys - queries, keys, 0, keys, window, q_BHTD.device)
+    return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) @ v_BHSD
+
+
+def torch_path(*, queries: int, keys: int, window: int) -> Literal["packed", "causal", "blocks"]:
+    """Which of its three ways `torch_attention` takes for a shape."""
+    if queries == 1:
+        return "packed"
+    return "causal" if queries == keys and (window == 0 or window >= keys) else "blocks"
+
+
+def torch_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int) -> Tensor:
+    """Attention through F.scaled_dot_product_attention, over the visible keys only."""
+    queries, keys = q_BHTD.shape[2], k_BHSD.shape[2]
+    past = keys - queries
+    path = torch_path(queries=queries, keys=keys, window=window)
+    if path == "packed":
+        first = max(0, keys - window) if window else 0
+        return _packed(q_BHTD, k_BHSD[:, :, first:], v_BHSD[:, :, first:], None)
+    if path == "causal":
+        grouped = q_BHTD.shape[1] != k_BHSD.shape[1]
+        return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True, enable_gqa=grouped)
+    block = max(_LEAST_BLOCK, window // 2) if window else _CAUSAL_BLOCK
+    outputs = []
+    for start in range(0, queries, block):
+        stop = min(start + block, queries)
+        first = max(0, past + start - window + 1) if window else 0
+        visible = slice(first, past + stop)
+        seen = _seen(past + start, past + stop, first, past + stop, window, q_BHTD.device)
+        outputs.append(_packed(q_BHTD[:, :, start:stop], k_BHSD[:, :, visible], v_BHSD[:, :, visible], seen))
+    return torch.cat(outputs, dim=2)
+
+
+def _seen(
+    first_query: int, last_query: int, first_key: int, last_key: int, window: int, device: torch.device
+) -> Tensor:
+    """(queries, keys) of bool: which key positions each query position attends to."""
+    query = torch.arange(first_query, last_query, device=device)[:, None]
+    key = torch.arange(first_key, last_key, device=device)[None, :]
+    seen = key <= query
+    return seen & (key > query - window) if window else seen
+
+
+def _packed(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, seen: Tensor | None) -> Tensor:
+    """Attention with the query heads of each group as rows: (B, H_kv, group * T, D) against (B, H_kv, S, D)."""
+    batch, heads, length, head_dim = q_BHTD.shape
+    group = heads // k_BHSD.shape[1]
+    rows = q_BHTD.reshape(batch, -1, group * length, head_dim)
+    mask = None if seen is None else seen.repeat(group, 1)
+    return F.scaled_dot_product_attention(rows, k_BHSD, v_BHSD, attn_mask=mask).reshape(q_BHTD.shape)
+
+
+BACKENDS: Mapping[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "reference": reference_attention,
+    "torch": torch_attention,
+}

@@ -1,0 +1,69 @@
+"""Causal depthwise short convolution: prefill and one decoding step, with the state that joins them.
+
+The output at a token is the weighted sum of that token and the W - 1 before it, per channel; the state is those
+W - 1 inputs. No activation is applied.
+
+Shapes: x (B, T, D); weight (D, W), its last column for the newest token; state (B, W - 1, D), oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hwsearch.errors import InputError
+from hwsearch.kernels import choose
+
+__all__ = ["BACKENDS", "reference_short_conv", "short_conv", "short_conv_step", "torch_short_conv"]
+
+
+def short_conv(
+    x_BTD: Tensor, weight_DW: Tensor, *, state_BWD: Tensor | None = None, backend: str = "torch"
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, D) and the state after the last token; before the first token comes `state_BWD` or zeros.
+
+    Raises InputError for shapes that do not fit or an unknown backend.
+    """
+    batch, _, channels = x_BTD.shape
+    state_shape = (batch, weight_DW.shape[1] - 1, channels)
+    if weight_DW.shape[0] != channels:
+        raise InputError(f"short convolution: weight of {weight_DW.shape[0]} channels, input of {channels}")
+    if state_BWD is None:
+        state_BWD = x_BTD.new_zeros(state_shape)
+    elif state_BWD.shape != state_shape:
+        raise InputError(f"short convolution: state {tuple(state_BWD.shape)} must be {state_shape}")
+    inputs = torch.cat((state_BWD, x_BTD), dim=1)
+    convolve = choose("short convolution", backend=backend, implementations=BACKENDS)
+    # A slice from the length, not from the end: the state of width 1 is empty.
+    return convolve(inputs, weight_DW), inputs[:, inputs.shape[1] - state_shape[1] :]
+
+
+def short_conv_step(x_BD: Tensor, weight_DW: Tensor, state_BWD: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: outputs (B, D) and the new state; `state_BWD` is left as it is."""
+    inputs = torch.cat((state_BWD, x_BD[:, None]), dim=1)
+    return (inputs * weight_DW.T).sum(dim=1), inputs[:, 1:]
+
+
+def reference_short_conv(inputs_BTD: Tensor, weight_DW: Tensor) -> Tensor:
+    """Sum of shifted inputs: (B, W - 1 + T, D) -> (B, T, D)."""
+    width = weight_DW.shape[1]
+    length = inputs_BTD.shape[1] - width + 1
+    out = torch.zeros_like(inputs_BTD[:, :length])
+    for tap in range(width):
+        out = out + weight_DW[:, tap] * inputs_BTD[:, tap : tap + length]
+    return out
+
+
+def torch_short_conv(inputs_BTD: Tensor, weight_DW: Tensor) -> Tensor:
+    """The same through F.conv1d with one group per channel."""
+    channels_first = inputs_BTD.transpose(1, 2)
+    return F.conv1d(channels_first, weight_DW[:, None], groups=weight_DW.shape[0]).transpose(1, 2)
+
+
+BACKENDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "reference": reference_short_conv,
+    "torch": torch_short_conv,
+}

@@ -1,0 +1,312 @@
+"""Joins the parts: measurements into cost models, spaces and cost models and importance into search problems.
+
+This is the only library module that knows more than one of profilers, costmodel, surrogate and search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
+from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
+from hwsearch.costmodel.devices import DEVICES, device_reported_as
+from hwsearch.costmodel.importers import import_aiconfigurator
+from hwsearch.costmodel.memory import head_activation_bytes, layer_activation_bytes
+from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.tables import Table, tables_from_measurements
+from hwsearch.errors import DataError, InputError, unknown_name
+from hwsearch.operators import Operator
+from hwsearch.profilers.store import Store
+from hwsearch.records import DeviceSpec, Measurement
+from hwsearch.search.problem import Additive, Budget, Objective, Problem
+from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.bases import Base
+from hwsearch.searchspace.budget import BudgetSpec
+from hwsearch.searchspace.presets import preset_named
+from hwsearch.searchspace.space import CountLimit, SearchSpace
+from hwsearch.searchspace.workload import Workload
+from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
+
+__all__ = [
+    "Rows",
+    "SearchTask",
+    "Verdict",
+    "cost_model_named",
+    "fit_rows",
+    "load_rows",
+    "operators_of",
+    "search_task",
+]
+
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def cost_model_named(name: str) -> CostModel:
+    """A cost model that ships with the package, or the one saved at a path.
+
+    Raises InputError for an unknown name and DataError for a folder that holds no whole model.
+    """
+    if name in builtin_models():
+        return load_builtin(name)
+    if Path(name).exists():
+        return CostModel.load(Path(name))
+    if name in DEVICES:
+        raise InputError(
+            f"no fitted cost model ships for {name}; these do: {', '.join(builtin_models())}. "
+            "Measure the device (hwsearch profile), fit (hwsearch fit) and pass the folder that it writes"
+        )
+    raise unknown_name("cost model (and no such path)", name, builtin_models())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Measurements read from a file or folder, of one device, runtime and dtype; left_out: reason -> rows."""
+
+    tables: Mapping[str, Table]
+    device: DeviceSpec
+    runtime: str
+    dtype: str
+    source: str
+    left_out: Mapping[str, int]
+
+
+def load_rows(path: Path) -> Rows:
+    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or AIConfigurator's tables.
+
+    A folder is read whole. Raises DataError for anything else, and where the rows come from two devices.
+    """
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist: give a measurement store, or AIConfigurator's table or folder"
+        )
+    stores = sorted(path.glob("*.db")) if path.is_dir() else [path] if _is_sqlite(path) else []
+    return _load_stores(stores, path) if stores else _load_foreign(path)
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC or path.suffix == ".db"
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _load_stores(paths: Iterable[Path], source: Path) -> Rows:
+    measurements: list[Measurement] = []
+    devices: dict[str, DeviceSpec] = {}
+    for path in paths:
+        with Store.open(path) as store:
+            measurements += store.measurements()
+            devices |= {spec.device_name: spec for spec in store.devices()}
+    tables = tables_from_measurements(measurements)
+    usable = [m for m in measurements if m.status == "ok"]
+    if not usable:
+        raise DataError(
+            f"{source} holds no successful measurement: profile first (hwsearch profile -o {source})"
+        )
+    first = usable[0]
+    left_out: dict[str, int] = {}
+    for measurement in measurements:
+        if measurement.status != "ok":
+            reason = f"{measurement.status}: {measurement.reason}"
+            left_out[reason] = left_out.get(reason, 0) + 1
+    name = first.environment.device_name
+    device = devices.get(name) or device_reported_as(name)
+    if device is None:
+        raise DataError(f"{source}: the ceilings of {name!r} are not known; profile it with this hwsearch")
+    return Rows(
+        tables=tables,
+        device=device,
+        runtime=first.environment.runtime,
+        dtype=first.dtype,
+        source=f"measured by hwsearch on {name}, {first.environment.runtime}",
+        left_out=left_out,
+    )
+
+
+def _load_foreign(path: Path) -> Rows:
+    imported = import_aiconfigurator(path)
+    device = device_reported_as(imported.device_name)
+    if device is None:
+        raise DataError(f"{path}: no ceilings are known for the device {imported.device_name!r}")
+    return Rows(
+        tables=imported.tables,
+        device=device,
+        runtime=imported.runtime,
+        dtype=imported.dtype,
+        source=imported.source,
+        left_out=imported.left_out,
+    )
+
+
+def fit_rows(rows: Rows, *, seed: int) -> CostModel:
+    """A cost model of what was measured. Raises DataError where a kind has too few rows."""
+    return CostModel.fit(
+        rows.tables, device=rows.device, runtime=rows.runtime, dtype=rows.dtype, source=rows.source, seed=seed
+    )
+
+
+def operators_of(space: SearchSpace, workloads: Iterable[Workload]) -> list[Operator]:
+    """The distinct operators that the architectures of a space ask for at some workloads."""
+    found: dict[Operator, None] = {}
+    base = Architecture.of_base(space.base)
+    for workload in workloads:
+        for choice in space.choices:
+            found |= dict.fromkeys(choice.lower(space.base.hidden_size, workload))
+        found |= dict.fromkeys((*base.lower_embedding(workload), *base.lower_head(workload)))
+    return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is predicted of one architecture of a search."""
+
+    architecture: Architecture
+    cost: ModelCost
+    quality: QualityLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTask:
+    """A search problem, and what is needed to explain its answers. notes: what was left out of the space, and why."""
+
+    problem: Problem
+    space: SearchSpace
+    model: CostModel
+    workload: Workload
+    sweep: LayerSweep
+    shares: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def verdict(self, genome: Sequence[int], *, name: str) -> Verdict:
+        """Full predictions for one genome (layers,) of the space."""
+        architecture = self.space.decode(genome, name=name)
+        return Verdict(
+            architecture=architecture,
+            cost=model_cost(architecture, self.workload, model=self.model),
+            quality=self.sweep.loss([self.shares[layer.mixer.kind] for layer in architecture.layers]),
+        )
+
+
+def search_task(
+    base: Base,
+    *,
+    preset: str,
+    model: CostModel,
+    workload: Workload,
+    sweep: LayerSweep,
+    assumptions: Mapping[str, float],
+    budgets: Sequence[BudgetSpec],
+) -> SearchTask:
+    """Quality loss against latency over a preset space, within budgets.
+
+    Kinds of mixer for which there is neither data nor an assumption are left out of the space, with a note.
+    Budgets on counts become limits of the space, the others upper bounds on additive costs.
+    """
+    check_dtype(model, workload)
+    full = preset_named(preset, base)
+    shares, unknown = linear_shares(full.kinds, assumptions)
+    notes = tuple(
+        f"{kind} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
+        f"share of the linear drop, for example --assume {kind}=0.5"
+        for kind in unknown
+    )
+    space = full.restrict(list(shares))
+    for kind, limit in _count_limits(budgets).items():
+        space = space.limit(kind, limit)
+    latency = _latency_cost(space, model, workload)
+    memory = _memory_cost(space, workload)
+    quality = Additive(sweep.table([shares[kind] for kind in space.kinds]))
+    problem = Problem(
+        space=space,
+        objectives=(
+            Objective("quality_loss", unit="points", cost=quality),
+            Objective("latency", unit="ms", cost=latency),
+        ),
+        budgets=tuple(
+            _budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
+            for spec in budgets
+            if spec.metric in ("latency", "memory", "throughput")
+        ),
+    )
+    return SearchTask(
+        problem=problem, space=space, model=model, workload=workload, sweep=sweep, shares=shares, notes=notes
+    )
+
+
+def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
+    limits: dict[str, CountLimit] = {}
+    for spec in budgets:
+        if spec.metric in ("latency", "memory", "throughput"):
+            continue
+        old = limits.get(spec.metric, CountLimit())
+        count = int(spec.value)
+        if spec.sense == "<=":
+            most = count if old.at_most is None else min(count, old.at_most)
+            limits[spec.metric] = CountLimit(at_least=old.at_least, at_most=most)
+        else:
+            limits[spec.metric] = CountLimit(at_least=max(count, old.at_least), at_most=old.at_most)
+    return limits
+
+
+def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> Additive:
+    """Milliseconds: each choice's layer, plus embedding and LM head."""
+    hidden = space.base.hidden_size
+    outside = Architecture.of_base(space.base)
+    *layers, ends = latency_of(
+        model,
+        [
+            *(choice.lower(hidden, workload) for choice in space.choices),
+            (*outside.lower_embedding(workload), *outside.lower_head(workload)),
+        ],
+    )
+    row = np.array([latency.median_ms for latency in layers])
+    return Additive(np.tile(row, (space.num_layers, 1)), constant=ends.median_ms)
+
+
+def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
+    """Bytes: weights and caches add up over layers, activations are those of the largest layer."""
+    base, size = space.base, workload.element_bytes
+    outside = Architecture.of_base(base)
+    own = [choice.parameters(base.hidden_size) for choice in space.choices]
+    everywhere = outside.parameters - base.num_layers * outside.layers[0].parameters(base.hidden_size)
+    kept = [
+        choice.mixer.cache_bytes(workload.context, size) + choice.mixer.conv_state_bytes(size)
+        for choice in space.choices
+    ]
+    row = np.array(own, dtype=np.float64) * size + np.array(kept, dtype=np.float64) * workload.batch
+    head = head_activation_bytes(outside, workload)
+    peak = [max(head, layer_activation_bytes(choice, base.hidden_size, workload)) for choice in space.choices]
+    shape = (space.num_layers, 1)
+    return Additive(
+        np.tile(row, shape),
+        constant=float(everywhere * size),
+        peak=np.tile(np.array(peak, np.float64), shape),
+    )
+
+
+def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+    if spec.metric == "memory":
+        return Budget(
+            "memory",
+            text=spec.text,
+            cost=memory,
+            at_most=spec.value,
+            describe=lambda v: f"{v / 2**30:.2f} GiB",
+        )
+    if spec.metric == "throughput":
+        # At a fixed batch, at least X tokens/s is at most tokens/X seconds.
+        return Budget(
+            "throughput",
+            text=spec.text,
+            cost=latency,
+            at_most=1e3 * tokens / spec.value,
+            describe=lambda v: f"{1e3 * tokens / v:,.0f} tokens/s",
+        )
+    return Budget(
+        "latency", text=spec.text, cost=latency, at_most=spec.value, describe=lambda v: f"{v:.3f} ms"
+    )

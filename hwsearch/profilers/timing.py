@@ -1,0 +1,152 @@
+"""Timing a callable: warm-up, then samples until their median is known well enough; every sample is kept.
+
+Stopping rule: the 95% confidence interval of the median from order statistics (ranks n/2 -+ 0.98 sqrt(n), the
+normal approximation of the binomial; Conover, Practical Nonparametric Statistics, section 3.2) must be
+narrower than a few percent of the median on either side, or a cap on samples or time ends it. The median and
+this interval make no assumption on the shape of the noise, which on shared machines has a long right tail.
+
+What one sample is depends on the device. On a CPU it is the mean of as many calls as fill LOOP_MS, so that the
+clock's resolution and the cost of a call into Python do not show; such short operators therefore find their
+operands in the caches. On CUDA it is one call between two events with the L2 cache overwritten before it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "LOOP_MS",
+    "CpuTimer",
+    "CudaTimer",
+    "Timer",
+    "Timing",
+    "TimingRule",
+    "median_interval",
+    "time_callable",
+]
+
+LOOP_MS = 1.0  # on a CPU a sample lasts at least this long
+_LEAST_SAMPLES = 8  # below, the interval's ranks fall outside of the sample
+_FEWEST_SAMPLES = 3  # taken however long they last
+_CHECK_EVERY = 4  # samples between two looks at the interval
+
+Function = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingRule:
+    """When to stop sampling: half-width of the median's 95% interval relative to it, or a cap.
+
+    Samples span at least `min_seconds`, unless `max_samples` come first: what comes and goes on a machine lasts
+    longer than a few short samples, which would agree with each other and not with the next run.
+    """
+
+    half_width: float = 0.03
+    min_seconds: float = 0.1
+    max_samples: int = 100
+    max_seconds: float = 0.6
+    warmup_seconds: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """samples_ms: milliseconds per call; calls: calls per sample; half_width: reached, relative to the median."""
+
+    samples_ms: tuple[float, ...]
+    calls: int
+    half_width: float
+
+
+class Timer(Protocol):
+    """How one device times calls. `loops`: whether a sample may be the mean of several calls."""
+
+    loops: bool
+
+    def sample_ms(self, function: Function, /, *, calls: int) -> float:
+        """Milliseconds per call over `calls` calls back to back."""
+        ...
+
+
+class CpuTimer:
+    """Wall clock."""
+
+    loops = True
+
+    def sample_ms(self, function: Function, /, *, calls: int) -> float:
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter_ns() - start) / calls / 1e6
+
+
+class CudaTimer:
+    """CUDA events around the call, after the L2 cache has been overwritten.
+
+    The overwrite also keeps the device busy while the host enqueues the call, so that an operator of a few
+    kernels is timed on the device and not at the pace of its launches.
+    """
+
+    loops = False
+
+    def __init__(self, device: torch.device, *, l2_bytes: int) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = device
+        self._flush = torch.empty(max(4 * l2_bytes, 1 << 28), dtype=torch.int8, device=device)
+
+    def sample_ms(self, function: Function, /, *, calls: int) -> float:
+        total = 0.0
+        for _ in range(calls):
+            start = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._flush.zero_()
+            start.record()
+            function()
+            end.record()
+            self._torch.cuda.synchronize(self._device)
+            total += start.elapsed_time(end)
+        return total / calls
+
+
+def time_callable(function: Function, *, timer: Timer, rule: TimingRule | None = None) -> Timing:
+    """Time `function` until `rule` is met. What `function` raises passes through."""
+    rule = rule or TimingRule()
+    started = time.monotonic()
+    fastest_ms = timer.sample_ms(function, calls=1)
+    while time.monotonic() - started < rule.warmup_seconds:
+        fastest_ms = min(fastest_ms, timer.sample_ms(function, calls=1))
+    # The clock itself ticks in nanoseconds: a call faster than that would divide by zero.
+    calls = max(1, math.ceil(LOOP_MS / max(fastest_ms, 1e-6))) if timer.loops else 1
+
+    samples: list[float] = []
+    started = time.monotonic()
+    while len(samples) < rule.max_samples:
+        samples.append(timer.sample_ms(function, calls=calls))
+        seconds = time.monotonic() - started
+        if len(samples) >= _FEWEST_SAMPLES and seconds > rule.max_seconds:
+            break
+        checked = len(samples) % _CHECK_EVERY == 0 and seconds >= rule.min_seconds
+        if checked and median_interval(samples) <= rule.half_width:
+            break
+    return Timing(samples_ms=tuple(samples), calls=calls, half_width=median_interval(samples))
+
+
+def median_interval(samples: list[float]) -> float:
+    """Half-width of the 95% interval of the median, relative to it; infinite for fewer than eight samples."""
+    count = len(samples)
+    if count < _LEAST_SAMPLES:
+        return math.inf
+    ordered = sorted(samples)
+    reach = 0.98 * math.sqrt(count)
+    low = ordered[max(0, math.floor(count / 2 - reach))]
+    high = ordered[min(count - 1, math.ceil(count / 2 + reach) - 1)]
+    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    return (high - low) / 2 / middle

@@ -1,0 +1,227 @@
+"""From an operator to something to time: its tensors, the callable, and the memory both need.
+
+Inputs are random, drawn from a seed. What runs is the "torch" backend of hwsearch.kernels; the kernel's name in
+a measurement says which of its paths took the shape. Needed memory is estimated from the shapes before
+anything is allocated, because a machine that swaps, or whose kernel kills the process, records nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hwsearch.errors import DataError, InputError
+from hwsearch.kernels.attention import attention, torch_path
+from hwsearch.kernels.delta_rule import CHUNK, delta_rule, delta_rule_step
+from hwsearch.kernels.elementwise import elementwise
+from hwsearch.kernels.short_conv import short_conv, short_conv_step
+from hwsearch.operators import KINDS, STATE_BYTES, Operator, columns, dtype_bytes
+from hwsearch.profilers.environment import available_bytes
+from hwsearch.profilers.timing import Timer, TimingRule, time_callable
+from hwsearch.records import Environment, Measurement, Status
+
+__all__ = ["BACKEND", "Workbench", "needed_bytes"]
+
+BACKEND = "torch"
+_SHARE = 0.9  # of available memory that an operator may need: libraries have workspaces of their own
+_DECAY = -0.05  # log decay of the delta rule's inputs: memory over some twenty tokens, far from denormals
+
+
+@dataclass(frozen=True)
+class Task:
+    """`function` does the work once; `kernel` names what it runs."""
+
+    function: Callable[[], object]
+    kernel: str
+
+
+Dims = Mapping[str, int]
+Draw = Callable[..., Tensor]
+
+
+def needed_bytes(operator: Operator, dtype: str) -> int:
+    """About the memory that measuring `operator` takes: its operands and the torch backend's temporaries."""
+    kind, size = KINDS[operator.kind], dtype_bytes(dtype)
+    least = float(kind.bytes(columns(operator.kind, [operator.dims]), size)[0])
+    d = dict(zip(kind.dims, operator.dims, strict=True))
+    if operator.kind == "generation_attention":
+        # The whole cache is there even where the window hides most of it.
+        return int(least + 2 * size * d["batch"] * d["kv_len"] * d["num_kv_heads"] * d["head_dim"])
+    if operator.kind == "context_attention":
+        cache = 2 * size * d["batch"] * d["past_len"] * d["num_kv_heads"] * d["head_dim"]
+        # Queries are packed and outputs joined: both exist twice.
+        return int(2 * least + cache)
+    if operator.kind == "delta_rule_prefill":
+        rows = d["batch"] * d["num_v_heads"] * -(-d["seq_len"] // CHUNK) * CHUNK
+        return int(least + STATE_BYTES * rows * (8 * d["head_k_dim"] + 8 * d["head_v_dim"] + 6 * CHUNK))
+    if operator.kind == "elementwise":
+        return int(least + size * d["rows"] * d["width"])
+    # Joined inputs of a convolution, a decayed state.
+    return int(least if operator.kind == "gemm" else 3 * least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """Measures operators on one device. `seed` is that of the inputs."""
+
+    device: torch.device
+    dtype: str
+    environment: Environment
+    timer: Timer
+    rule: TimingRule
+    seed: int
+
+    def pending(self, operator: Operator) -> Measurement:
+        """The measurement of `operator` without its outcome: its key is already the one it will have."""
+        return self._row(operator, status="failed", reason="not measured yet")
+
+    def measure(self, operator: Operator) -> Measurement:
+        """Measure one operator; a shape that cannot run is a row whose status and reason say so."""
+        needed, available = needed_bytes(operator, self.dtype), available_bytes(self.device)
+        if needed > _SHARE * available:
+            reason = f"needs about {needed / 2**30:.2f} GiB, {available / 2**30:.2f} GiB are available"
+            return self._row(operator, status="oom", reason=reason)
+        try:
+            return self._measure(operator)
+        except (InputError, RuntimeError, MemoryError) as error:
+            # torch.OutOfMemoryError is CUDA's only; the CPU allocator raises a RuntimeError that says so.
+            out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            out_of_memory = out_of_memory or "can't allocate memory" in str(error)
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            return self._row(operator, status="oom" if out_of_memory else "failed", reason=first_line)
+
+    def release(self) -> None:
+        """Give memory back between operators; DataError where a failed operator has broken the CUDA context."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DataError(
+                f"the last operator left {self.device} unusable in this process ({error}); what was measured is "
+                "stored: run the same command again to go on"
+            ) from error
+
+    def _measure(self, operator: Operator) -> Measurement:
+        if operator.kind not in _BUILDERS:
+            raise InputError(f"{operator.kind} is not measured: there is no {BACKEND} kernel for it")
+        names = KINDS[operator.kind].dims
+        on_cuda = self.device.type == "cuda"
+        with torch.inference_mode():
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats(self.device)
+                before = torch.cuda.memory_allocated(self.device)
+            task = _BUILDERS[operator.kind](dict(zip(names, operator.dims, strict=True)), self._draw())
+            timing = time_callable(task.function, timer=self.timer, rule=self.rule)
+        peak = torch.cuda.max_memory_allocated(self.device) - before if on_cuda else None
+        return self._row(operator, kernel=task.kernel, samples_ms=timing.samples_ms, peak_memory_bytes=peak)
+
+    def _row(
+        self,
+        operator: Operator,
+        *,
+        status: Status = "ok",
+        reason: str = "",
+        kernel: str = "",
+        samples_ms: tuple[float, ...] = (),
+        peak_memory_bytes: int | None = None,
+    ) -> Measurement:
+        return Measurement(
+            operator=operator,
+            dtype=self.dtype,
+            environment=self.environment,
+            samples_ms=samples_ms,
+            kernel=kernel,
+            kernel_requested=BACKEND,
+            status=status,
+            reason=reason,
+            peak_memory_bytes=peak_memory_bytes,
+        )
+
+    def _draw(self) -> Draw:
+        generator = torch.Generator(device=self.device).manual_seed(self.seed)
+        activations: torch.dtype = getattr(torch, self.dtype)
+
+        def draw(*shape: int, dtype: torch.dtype = activations) -> Tensor:
+            return torch.randn(shape, generator=generator, device=self.device, dtype=dtype)
+
+        return draw
+
+
+def _gemm(d: Dims, draw: Draw) -> Task:
+    x, weight = draw(d["m"], d["k"]), draw(d["n"], d["k"])
+    return Task(lambda: torch.nn.functional.linear(x, weight), "torch.linear")
+
+
+def _context_attention(d: Dims, draw: Draw) -> Task:
+    q = draw(d["batch"], d["num_heads"], d["seq_len"], d["head_dim"])
+    k, v = (
+        draw(d["batch"], d["num_kv_heads"], d["past_len"] + d["seq_len"], d["head_dim"]) for _ in range(2)
+    )
+    window = d["window"]
+    path = torch_path(queries=q.shape[2], keys=k.shape[2], window=window)
+    return Task(lambda: attention(q, k, v, window=window, backend=BACKEND), f"torch.sdpa_{path}")
+
+
+def _generation_attention(d: Dims, draw: Draw) -> Task:
+    q = draw(d["batch"], d["num_heads"], 1, d["head_dim"])
+    k, v = (draw(d["batch"], d["num_kv_heads"], d["kv_len"], d["head_dim"]) for _ in range(2))
+    window = d["window"]
+    return Task(lambda: attention(q, k, v, window=window, backend=BACKEND), "torch.sdpa_packed")
+
+
+def _delta_tensors(
+    d: Dims, draw: Draw, *tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v, g, beta with the leading dimensions `tokens`, and the state."""
+    q, k = (draw(*tokens, d["num_k_heads"], d["head_k_dim"]) for _ in range(2))
+    v = draw(*tokens, d["num_v_heads"], d["head_v_dim"])
+    g = _DECAY * draw(*tokens, d["num_v_heads"]).abs()
+    beta = draw(*tokens, d["num_v_heads"]).sigmoid()
+    state = draw(d["batch"], d["num_v_heads"], d["head_k_dim"], d["head_v_dim"], dtype=torch.float32)
+    return q, k, v, g, beta, state
+
+
+def _delta_rule_prefill(d: Dims, draw: Draw) -> Task:
+    q, k, v, g, beta, state = _delta_tensors(d, draw, d["batch"], d["seq_len"])
+    return Task(
+        lambda: delta_rule(q, k, v, g, beta, state_BHKV=state, backend=BACKEND), "torch.delta_rule_chunked"
+    )
+
+
+def _delta_rule_decode(d: Dims, draw: Draw) -> Task:
+    q, k, v, g, beta, state = _delta_tensors(d, draw, d["batch"])
+    return Task(lambda: delta_rule_step(q, k, v, g, beta, state), "torch.delta_rule_step")
+
+
+def _short_conv_prefill(d: Dims, draw: Draw) -> Task:
+    x, weight = draw(d["batch"], d["seq_len"], d["channels"]), draw(d["channels"], d["width"])
+    return Task(lambda: short_conv(x, weight, backend=BACKEND), "torch.conv1d")
+
+
+def _short_conv_decode(d: Dims, draw: Draw) -> Task:
+    x, weight = draw(d["batch"], d["channels"]), draw(d["channels"], d["width"])
+    state = draw(d["batch"], d["width"] - 1, d["channels"])
+    return Task(lambda: short_conv_step(x, weight, state), "torch.short_conv_step")
+
+
+def _elementwise(d: Dims, draw: Draw) -> Task:
+    inputs = [draw(d["rows"], d["width"]) for _ in range(d["reads"])]
+    writes = d["writes"]
+    return Task(lambda: elementwise(inputs, writes=writes), "torch.elementwise")
+
+
+_BUILDERS: Mapping[str, Callable[[Dims, Draw], Task]] = {
+    "gemm": _gemm,
+    "context_attention": _context_attention,
+    "generation_attention": _generation_attention,
+    "delta_rule_prefill": _delta_rule_prefill,
+    "delta_rule_decode": _delta_rule_decode,
+    "short_conv_prefill": _short_conv_prefill,
+    "short_conv_decode": _short_conv_decode,
+    "elementwise": _elementwise,
+}

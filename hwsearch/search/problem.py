@@ -1,0 +1,159 @@
+"""What is searched for: objectives to minimise over a space, within budgets.
+
+A cost is any callable from genomes (n, layers) to n floats. `Additive` is the cost that adds up over layers,
+which is what the exact solver can handle; the evolution takes any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from hwsearch.errors import InputError
+from hwsearch.search.space import FloatArray, Genomes, Space
+
+__all__ = ["Additive", "Budget", "Cost", "Objective", "Problem"]
+
+Cost = Callable[[Genomes], FloatArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Additive:
+    """constant + sum over layers of table[layer, choice] + the largest peak[layer, choice] over layers.
+
+    table, peak: (layers, choices). The peak is for what is needed by one layer at a time, such as activations.
+    """
+
+    table: FloatArray
+    constant: float = field(default=0.0, kw_only=True)
+    peak: FloatArray | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.table.ndim != 2 or (self.peak is not None and self.peak.shape != self.table.shape):
+            peak = "" if self.peak is None else f" and {self.peak.shape} for the peak"
+            raise InputError(f"an additive cost takes (layers, choices) tables, got {self.table.shape}{peak}")
+
+    @cached_property
+    def _rows(self) -> Genomes:
+        return np.arange(self.table.shape[0])
+
+    def __call__(self, genomes: Genomes) -> FloatArray:
+        """Costs (n,) of genomes (n, layers)."""
+        # Contiguous, so that the order of summation, and with it the last bit, never depends on the caller.
+        genomes = np.ascontiguousarray(genomes)
+        total: FloatArray = self.table[self._rows, genomes].sum(axis=1) + self.constant
+        if self.peak is not None:
+            total += self.peak[self._rows, genomes].max(axis=1)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A cost to minimise."""
+
+    name: str
+    unit: str = field(kw_only=True)
+    cost: Cost = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """An upper bound on a cost.
+
+    text: the budget as the user wrote it, for example "throughput>=5000".
+    describe: a value of `cost` in the user's terms, for example "5321 tokens/s".
+    """
+
+    name: str
+    text: str = field(kw_only=True)
+    cost: Cost = field(kw_only=True)
+    at_most: float = field(kw_only=True)
+    describe: Callable[[float], str] = field(kw_only=True)
+
+    @property
+    def scale(self) -> float:
+        """What an excess is divided by, so that budgets of different units weigh the same."""
+        return abs(self.at_most) or 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Minimise `objectives` over `space` within `budgets`. The first objective decides what is best.
+
+    A cost that serves as objective and in a budget, or in two budgets, is called once per genome if it is the
+    same object.
+    """
+
+    space: Space
+    objectives: tuple[Objective, ...] = field(kw_only=True)
+    budgets: tuple[Budget, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise InputError("a problem needs at least one objective")
+        for budget in self.budgets:
+            if not np.isfinite(budget.at_most):
+                raise InputError(f"budget {budget.text}: the bound must be finite, got {budget.at_most}")
+
+    @cached_property
+    def distinct(self) -> tuple[tuple[str, Cost], ...]:
+        """The k different costs with a name each: the objectives in their order, then what budgets add."""
+        found: list[tuple[str, Cost]] = []
+        for part in (*self.objectives, *self.budgets):
+            if not any(part.cost is cost for _, cost in found):
+                found.append((part.name, part.cost))
+        return tuple(found)
+
+    def _column(self, cost: Cost) -> int:
+        return next(i for i, (_, known) in enumerate(self.distinct) if known is cost)
+
+    @cached_property
+    def objective_columns(self) -> tuple[int, ...]:
+        return tuple(self._column(objective.cost) for objective in self.objectives)
+
+    @cached_property
+    def budget_columns(self) -> tuple[int, ...]:
+        return tuple(self._column(budget.cost) for budget in self.budgets)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the first objective and every budget add up over layers."""
+        return all(isinstance(p.cost, Additive) for p in (self.objectives[0], *self.budgets))
+
+    def costs(self, genomes: Genomes) -> FloatArray:
+        """Every distinct cost of genomes (n, layers), (n, k).
+
+        Raises InputError where a cost does not return n finite floats.
+        """
+        columns = np.empty((len(genomes), len(self.distinct)))
+        for i, (name, cost) in enumerate(self.distinct):
+            values = np.asarray(cost(genomes), dtype=np.float64)
+            if values.shape != (len(genomes),):
+                raise InputError(
+                    f"cost {name} must return one float per genome, ({len(genomes)},); got {values.shape}"
+                )
+            if not np.isfinite(values).all():
+                first = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise InputError(
+                    f"cost {name} is {values[first]} for genome {genomes[first].tolist()}; costs must be finite"
+                )
+            columns[:, i] = values
+        return columns
+
+    def violations(self, costs: FloatArray) -> FloatArray:
+        """By how much the budgets are exceeded in sum, as shares of each, (n,), from costs (n, k)."""
+        if not self.budgets:
+            return np.zeros(len(costs))
+        at_most = np.array([budget.at_most for budget in self.budgets])
+        scale = np.array([budget.scale for budget in self.budgets])
+        excess = np.maximum(costs[:, self.budget_columns] - at_most, 0.0) / scale
+        total: FloatArray = excess.sum(axis=1)
+        return total
+
+    def evaluate(self, genomes: Genomes) -> tuple[FloatArray, FloatArray]:
+        """Objectives (n, m) and violations (n,), 0 where every budget is met, of genomes (n, layers)."""
+        costs = self.costs(genomes)
+        return costs[:, self.objective_columns], self.violations(costs)

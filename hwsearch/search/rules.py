@@ -1,0 +1,143 @@
+"""The rules of a space as arrays: which choices a layer may take beside the others, and how to mend genomes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwsearch.search.space import BoolArray, Genomes, Space
+
+__all__ = ["Rules"]
+
+_ROUNDS = 16  # a child of two valid parents rarely needs more than three
+
+
+class Rules:
+    """Ties, limits and forbidden transitions of a space, vectorised over a population."""
+
+    def __init__(self, space: Space) -> None:
+        choices = space.allowed_mask.shape[1]
+        self.space = space
+        self.allowed = space.allowed_mask
+        self.forbidden = space.transition_mask
+        self.ties = [space.kind_mask(kind) for kind in space.ties]
+        self.limits = [
+            (
+                space.kind_mask(kind),
+                limit.at_least,
+                space.num_layers if limit.at_most is None else limit.at_most,
+            )
+            for kind, limit in space.limits.items()
+        ]
+        # Limits as additive costs with upper bounds, for solvers that price costs.
+        self.limit_tables = np.zeros((2 * len(self.limits), *self.allowed.shape))
+        self.limit_bounds = np.zeros(2 * len(self.limits))
+        for i, (members, at_least, at_most) in enumerate(self.limits):
+            self.limit_tables[2 * i, :, members] = 1.0
+            self.limit_tables[2 * i + 1, :, members] = -1.0
+            self.limit_bounds[2 * i : 2 * i + 2] = at_most, -at_least
+        self.num_choices = choices
+        self.free = not self.ties and not self.limits and not self.forbidden.any()
+
+    def options(self, genomes: Genomes, layers: NDArray[np.int64]) -> BoolArray:
+        """What layer layers[i] of genome i may change to while the rest of the genome stays, (n, C).
+
+        genomes (n, L), layers (n,). The choice it has is never among them.
+        """
+        rows = np.arange(len(genomes))
+        current = genomes[rows, layers]
+        options = self.allowed[layers].copy()
+        options[rows, current] = False
+        if self.free:
+            return options
+        flat = (genomes + rows[:, None] * self.num_choices).ravel()
+        used = np.bincount(flat, minlength=len(genomes) * self.num_choices).reshape(-1, self.num_choices)
+        used[rows, current] -= 1
+        for members in self.ties:
+            taken = (used > 0) & members
+            options &= ~members | taken | ~taken.any(axis=1, keepdims=True)
+        for members, at_least, at_most in self.limits:
+            others = used[:, members].sum(axis=1, keepdims=True)
+            options &= ~members | (others < at_most)
+            options &= members | (others >= at_least)
+        if self.forbidden.any():
+            before = genomes[rows, np.maximum(layers - 1, 0)]
+            after = genomes[rows, np.minimum(layers + 1, genomes.shape[1] - 1)]
+            options &= ~self.forbidden[before] | (layers == 0)[:, None]
+            options &= ~self.forbidden[:, after].T | (layers == genomes.shape[1] - 1)[:, None]
+        return options
+
+    def pairs(self, genome: Genomes, layers: NDArray[np.int64], choices: NDArray[np.int64]) -> BoolArray:
+        """Which pairs of n single moves keep one genome (L,) within the rules, (n, n); the diagonal: alone.
+
+        Move i sets layers[i] to choices[i], allowed there and in line with the ties of the genome.
+        """
+        apart = layers[:, None] - layers[None, :]
+        good = apart != 0
+        np.fill_diagonal(good, True)
+        if self.free:
+            return good
+        old = genome[layers]
+        for members in self.ties:
+            if not members[genome].any():
+                joins = members[choices]
+                good &= ~(joins[:, None] & joins) | (choices[:, None] == choices)
+        for members, at_least, at_most in self.limits:
+            change = members[choices].astype(np.int64) - members[old]
+            together = change[:, None] + change
+            np.fill_diagonal(together, change)
+            count = int(members[genome].sum()) + together
+            good &= (count >= at_least) & (count <= at_most)
+        if self.forbidden.any():
+            padded = np.concatenate((genome[:1], genome, genome[-1:]))
+            bad_before = self.forbidden[padded[layers], choices] & (layers > 0)
+            bad_after = self.forbidden[choices, padded[layers + 2]] & (layers < len(genome) - 1)
+            # A move that does not go with a neighbour is good only beside one that changes this neighbour.
+            mended = ~bad_before[:, None] | (apart == 1)
+            mended &= ~bad_after[:, None] | (apart == -1)
+            mended &= ~((apart == -1) & self.forbidden[choices[:, None], choices])
+            good &= mended & mended.T
+        return good
+
+    def repair(self, genomes: Genomes, *, rng: np.random.Generator) -> Genomes:
+        """Mends genomes (n, L) that break rules by changing faulty layers; drops those it cannot mend."""
+        bad = np.flatnonzero(~self.space.valid(genomes))
+        if not len(bad):
+            return genomes
+        genomes = genomes.copy()
+        genomes[bad] = self._unify(genomes[bad], rng)
+        for _ in range(_ROUNDS):
+            bad = bad[~self.space.valid(genomes[bad])]
+            if not len(bad):
+                return genomes
+            broken = genomes[bad]
+            faults = self._faults(broken)
+            layers = np.argmax(rng.random(faults.shape) * faults, axis=1)
+            options = self.options(broken, layers)
+            drawn = np.argmax(rng.random(options.shape) * options, axis=1)
+            possible = options.any(axis=1)
+            genomes[bad[possible], layers[possible]] = drawn[possible]
+        keep = np.ones(len(genomes), dtype=bool)
+        keep[bad] = self.space.valid(genomes[bad])
+        return genomes[keep]
+
+    def _unify(self, genomes: Genomes, rng: np.random.Generator) -> Genomes:
+        """Every layer of a tied kind takes the choice of one of them, drawn at random."""
+        for members in self.ties:
+            tied = members[genomes]
+            leader = np.argmax(rng.random(genomes.shape) * tied, axis=1)
+            choice = genomes[np.arange(len(genomes)), leader]
+            genomes = np.where(tied, choice[:, None], genomes)
+        return genomes
+
+    def _faults(self, genomes: Genomes) -> BoolArray:
+        """Layers that take part in a broken rule, (n, L); all of them where no rule accounts for it."""
+        faults = ~self.allowed[np.arange(genomes.shape[1]), genomes]
+        for members, at_least, at_most in self.limits:
+            inside = members[genomes]
+            count = inside.sum(axis=1, keepdims=True)
+            faults |= (inside & (count > at_most)) | (~inside & (count < at_least))
+        broken = self.forbidden[genomes[:, :-1], genomes[:, 1:]]
+        faults[:, :-1] |= broken
+        faults[:, 1:] |= broken
+        return faults | ~faults.any(axis=1, keepdims=True)
