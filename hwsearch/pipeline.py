@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -181,6 +182,23 @@ class SearchTask:
     sweep: LayerSweep
     shares: Mapping[str, float]
     notes: tuple[str, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the costs, as JSON values; a resumed run must have the same."""
+        latency = self.problem.objectives[1].cost
+        assert isinstance(latency, Additive)
+        return {
+            "base": self.space.base.model_dump(mode="json"),
+            "choices": [choice.model_dump(mode="json") for choice in self.space.choices],
+            "limits": {kind: [limit.at_least, limit.at_most] for kind, limit in self.space.limits.items()},
+            "device": self.model.device.name,
+            "runtime": self.model.runtime,
+            "workload": str(self.workload),
+            "tasks": list(self.sweep.tasks),
+            "shares": dict(self.shares),
+            "layer_latency_ms": latency.table[0].tolist(),
+        }
 
     def verdict(self, genome: Sequence[int], *, name: str) -> Verdict:
         """Full predictions for one genome (layers,) of the space."""

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,15 @@ from hwsearch.records import Environment
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["available_bytes", "cache_bytes", "default_dtype", "environment", "memory_bytes", "torch_device"]
+__all__ = [
+    "available_bytes",
+    "cache_bytes",
+    "default_dtype",
+    "environment",
+    "memory_bytes",
+    "others_seconds",
+    "torch_device",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -114,6 +123,16 @@ def cache_bytes(device: torch.device) -> int | None:
         if found:
             sizes.append(int(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[found[2]])
     return max(sizes, default=None)
+
+
+def others_seconds() -> float | None:
+    """CPU time that other processes of the machine have used since it started; None without /proc/stat."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _, _, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+    busy = user + nice + system + sum(interrupts)  # the two left out are idle time
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _cpu_name() -> str:

@@ -6,6 +6,8 @@ run that was interrupted or killed loses the operator it was at, nothing else.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import Measurement
 
-__all__ = ["Progress", "Summary", "profile"]
+__all__ = ["Progress", "Summary", "contention", "profile"]
+
+_SPARE_CORES = 0.15  # what an idle system does on the side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +34,15 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run did: operators that the store already held, that were measured, that could not run."""
+    """What a run did: operators that the store already held, that were measured, that could not run.
+
+    `warning` is a sentence for the user where other processes competed for the cores, else empty.
+    """
 
     skipped: int
     measured: int
     not_ok: int
+    warning: str = ""
 
 
 def profile(
@@ -55,7 +63,9 @@ def profile(
     the store cannot be written, DataError where a failed operator has broken the device.
     """
     require_torch(purpose="profiling")
-    from hwsearch.profilers.environment import default_dtype, environment, torch_device
+    import torch
+
+    from hwsearch.profilers.environment import default_dtype, environment, others_seconds, torch_device
     from hwsearch.profilers.probe import probe_device, timer_for
     from hwsearch.profilers.workbench import Workbench
 
@@ -74,6 +84,7 @@ def profile(
         seed=seed,
     )
 
+    started, others = time.monotonic(), others_seconds()
     wanted = plan(operators, seed=seed)
     known = store.keys()
     missing = [operator for operator in wanted if bench.pending(operator).key not in known]
@@ -86,4 +97,24 @@ def profile(
         if on_progress is not None:
             on_progress(Progress(done=done, total=len(wanted), measurement=measurement))
         bench.release()
-    return Summary(skipped=skipped, measured=len(missing) - not_ok, not_ok=not_ok)
+    warning = ""
+    others_now = others_seconds()
+    if target.type == "cpu" and missing and others is not None and others_now is not None:
+        taken = (others_now - others) / (time.monotonic() - started)
+        warning = contention(taken=taken, threads=torch.get_num_threads(), cores=os.cpu_count() or 1)
+    return Summary(skipped=skipped, measured=len(missing) - not_ok, not_ok=not_ok, warning=warning)
+
+
+def contention(*, taken: float, threads: int, cores: int) -> str:
+    """A warning where `threads` were timed while others kept `taken` of the `cores` busy; empty if all fitted.
+
+    Threads that wait for each other at a barrier stall for a scheduler's turn when one of them has no core: small
+    operators then look a hundred times slower, and all samples agree on it.
+    """
+    if taken <= cores - threads + _SPARE_CORES:
+        return ""
+    return (
+        f"other processes kept {taken:.1f} of {cores} cores busy while {threads} threads were timed, so latencies "
+        "may be far too long: measure again into a new store on an idle machine, or with fewer threads "
+        "(OMP_NUM_THREADS)"
+    )

@@ -241,6 +241,11 @@ def _unusable(path: Path, error: sqlite3.Error, *, writing: bool) -> HwsearchErr
     if writing and isinstance(error, sqlite3.OperationalError):
         busy = ": another process is writing to it; wait for it to end" if "locked" in str(error) else ""
         return OutputError(f"cannot write to {path} ({error}){busy}")
+    if not writing and path.with_name(path.name + "-journal").exists():
+        return DataError(
+            f"{path} was left in the middle of a write ({error}): `hwsearch profile -o {path}` mends it by opening "
+            "it for writing"
+        )
     return DataError(f"{path} cannot be read ({error}): restore it from a copy, or measure again")
 
 

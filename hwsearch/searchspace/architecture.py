@@ -149,6 +149,11 @@ class Architecture(Spec):
             data = json.loads(text)
         except (ValueError, UnicodeDecodeError) as error:
             raise DataError(f"{source} is not valid JSON: {error}") from None
+        return cls.from_content(data, source=source)
+
+    @classmethod
+    def from_content(cls, data: Any, *, source: str) -> Self:
+        """From decoded JSON. Raises DataError, naming `source` and the path of the first problems."""
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise DataError(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +18,13 @@ from hwsearch.profilers.environment import (
     default_dtype,
     environment,
     memory_bytes,
+    others_seconds,
     torch_device,
 )
 from hwsearch.profilers.probe import probe_device
 
 _CPU = torch.device("cpu")
+_BUSY = "import time\nwhile time.process_time() < {seconds}: pass"
 
 
 def test_environment_names_the_software_and_is_stable() -> None:
@@ -37,13 +42,23 @@ def test_memory_and_caches_are_plausible() -> None:
     assert cache is None or 1 << 14 < cache < 1 << 33
 
 
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
+def test_time_of_other_processes_is_counted() -> None:
+    before = others_seconds()
+    subprocess.run([sys.executable, "-c", _BUSY.format(seconds=0.5)], check=True)
+    between = others_seconds()
+    assert before is not None
+    assert between is not None
+    assert between - before > 0.4
+
+
 def test_devices_by_name() -> None:
     assert torch_device("cpu") == _CPU
     assert default_dtype("cpu") == "float32"
     assert default_dtype("cuda") == "bfloat16"
     with pytest.raises(InputError, match="unknown device 'tpu'"):
         torch_device("tpu")
-    with pytest.raises(InputError, match="device cuda:99: torch .* sees"):
+    with pytest.raises(InputError, match=r"device cuda:99: torch .* sees"):
         torch_device("cuda:99")
 
 

@@ -14,7 +14,7 @@ import pytest
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator, operator
 from hwsearch.profilers.environment import environment, torch_device
-from hwsearch.profilers.run import Progress, Summary, profile
+from hwsearch.profilers.run import Progress, Summary, contention, profile
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import DeviceSpec
@@ -56,6 +56,10 @@ def _with_device(path: Path) -> Store:
     return store
 
 
+def _counts(summary: Summary) -> tuple[int, int, int]:
+    return summary.skipped, summary.measured, summary.not_ok
+
+
 def test_profile_measures_what_is_missing(tmp_path: Path) -> None:
     seen: list[Progress] = []
     moe = operator("moe", num_tokens=4, hidden_size=8, inter_size=8, topk=2, num_experts=4)
@@ -65,15 +69,21 @@ def test_profile_measures_what_is_missing(tmp_path: Path) -> None:
         second = profile(store, [*_OPERATORS, moe, huge], rule=_RULE, on_progress=seen.append)
         third = profile(store, [*_OPERATORS, moe, huge], rule=_RULE, seed=9)
         rows = store.measurements()
-    assert first == Summary(skipped=0, measured=5, not_ok=0)
-    assert second == Summary(skipped=5, measured=7, not_ok=2)
-    assert third == Summary(skipped=14, measured=0, not_ok=0)
+    assert _counts(first) == (0, 5, 0)
+    assert _counts(second) == (5, 7, 2)
+    assert third == Summary(skipped=14, measured=0, not_ok=0)  # nothing was timed, nothing to warn of
     assert [(p.done, p.total) for p in seen] == [(done, 14) for done in range(6, 15)]
     assert {row.operator: row.status for row in rows} == {
         **dict.fromkeys(_OPERATORS, "ok"),
         moe: "failed",
         huge: "oom",
     }
+
+
+def test_contention_is_named() -> None:
+    assert contention(taken=0.1, threads=2, cores=2) == ""
+    assert contention(taken=6.0, threads=2, cores=8) == ""
+    assert "kept 1.0 of 2 cores busy while 2 threads were timed" in contention(taken=0.98, threads=2, cores=2)
 
 
 def test_another_dtype_is_another_measurement(tmp_path: Path) -> None:
@@ -99,7 +109,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with Store.open(path, create=True) as store:
         assert {row.operator for row in store.measurements()} == set(done)
-        assert profile(store, _OPERATORS, rule=_RULE) == Summary(skipped=4, measured=8, not_ok=0)
+        assert _counts(profile(store, _OPERATORS, rule=_RULE)) == (4, 8, 0)
 
 
 def _start(path: Path) -> subprocess.Popen[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -129,6 +130,26 @@ def test_reading_beside_a_writer(path: Path) -> None:
             assert _measured(6).key in reader.keys()  # noqa: SIM118
 
 
+def test_a_write_cut_short_is_undone_by_the_next_writer(path: Path) -> None:
+    rows = [_measured(m) for m in range(3, 800)]
+    with Store.open(path, create=True) as store:
+        store.add(rows)
+    torn = path.with_name("torn.db")
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA cache_size = 5")  # pages spill into the file before the commit
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE measurements SET samples_ms = '[1.0]'")
+    shutil.copy(path, torn)
+    shutil.copy(f"{path}-journal", f"{torn}-journal")
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert torn.read_bytes() != path.read_bytes()
+    with pytest.raises(DataError, match="in the middle of a write"):
+        Store.open(torn)
+    with Store.open(path) as store, Store.open(torn, create=True) as mended:
+        assert mended.measurements() == store.measurements()
+
+
 def test_two_writers_take_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hwsearch.profilers.store._BUSY_SECONDS", 0.05)
     other = sqlite3.connect(path, isolation_level=None)
@@ -149,6 +170,22 @@ def test_missing_and_impossible_paths(tmp_path: Path) -> None:
     for create in (False, True):
         with pytest.raises(DataError, match="is a folder"):
             Store.open(tmp_path, create=create)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder where nobody can create a file")
+def test_a_folder_that_takes_no_files() -> None:
+    with pytest.raises(
+        OutputError, match=r"cannot write to /proc/bench\.db \(unable to open database file\)"
+    ):
+        Store.open("/proc/bench.db", create=True)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store._connection.execute("PRAGMA max_page_count = 12")
+        with pytest.raises(OutputError, match="disk is full"):
+            store.add([_measured(m) for m in range(3, 1000)])
+        assert store.keys() == {_failed(1).key, _measured(2).key}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -192,7 +229,7 @@ def test_an_empty_file_is_no_store_but_can_become_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [60, 100, 4096, 9000, -1])
 def test_truncated_stores_are_refused(path: Path, keep: int, create: bool) -> None:
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match="restore it from a copy|not a measurement store"):
+    with pytest.raises(DataError, match=r"restore it from a copy|not a measurement store"):
         Store.open(path, create=create)
 
 
