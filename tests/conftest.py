@@ -13,5 +13,7 @@ def shared_data() -> Path:
     """The folder with the real measurements; tests that use it are skipped, with the reason, where it is absent."""
     root = Path(os.environ.get("HWSEARCH_SHARED", Path(__file__).parents[2] / "shared"))
     if not (root / "data").is_dir():
-        pytest.skip(f"real measurements not found at {root}: set HWSEARCH_SHARED to the folder that holds data/")
+        pytest.skip(
+            f"real measurements not found at {root}: set HWSEARCH_SHARED to the folder that holds data/"
+        )
     return root

@@ -70,6 +70,7 @@ def command(
                 "skipped": summary.skipped,
                 "not_ok": summary.not_ok,
                 "measurements": len(measurements),
+                "warning": summary.warning,
             }
         )
         return
@@ -86,6 +87,8 @@ def command(
                 milliseconds(max(times)) if times else "-",
             )
     console().print(shown)
+    if summary.warning:
+        note(f"warning: {summary.warning}")
     note(
         f"{summary.measured} measured now, {summary.skipped} were there already, {summary.not_ok} could not run"
     )

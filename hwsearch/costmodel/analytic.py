@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.costmodel.tables import Table
-from hwsearch.operators import CHUNK, KINDS, Columns, columns
+from hwsearch.operators import CHUNK, KINDS, STATE_BYTES, Columns, attended_pairs, columns
 from hwsearch.records import DeviceSpec
 
 __all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "fit_constants"]
@@ -23,7 +23,8 @@ FloatArray = NDArray[np.float64]
 Constants = Mapping[str, float]
 
 _PRIOR_SD = 1.0  # natural-log units: a constant is expected within a factor of e of its start
-_FIT_ROWS = 3000
+_FIT_ROWS = 2000
+_STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ def _pnorm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
 
 def _memory(working_set: FloatArray, moved: FloatArray, device: DeviceSpec, k: Constants) -> FloatArray:
     """Seconds to move bytes: slower from device memory, up to `l2_gain` times faster where L2 still holds them."""
-    spilled = 1 / (1 + (working_set / (k["l2_fill"] * device.l2_bytes)) ** -3.0)
+    spilled = 1 / (1 + (working_set / (k["l2_fill"] * device.l2_bytes)) ** -k["l2_edge"])
     share = spilled + (1 - spilled) / k["l2_gain"]
     return moved * share / (k["bandwidth"] * device.bandwidth)
 
 
 _LAUNCH = Constant("launch_us", 2.5, 0.5, 20.0)
 _BANDWIDTH = Constant("bandwidth", 0.88, 0.5, 1.0)
-_L2 = (Constant("l2_fill", 0.8, 0.2, 2.0), Constant("l2_gain", 2.0, 1.0, 6.0))
+_L2 = (
+    Constant("l2_fill", 0.8, 0.2, 2.0),
+    Constant("l2_gain", 2.0, 1.0, 6.0),
+    Constant("l2_edge", 4.0, 1.0, 20.0),
+)
 _POWER = Constant("power", 3.0, 1.2, 10.0)
 
 # Tile shapes of the library's kernels (rows, columns) and the ways it splits the inner dimension.
@@ -98,51 +103,64 @@ def _gemm(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray
     return k["launch_us"] * 1e-6 + _pnorm(compute, memory, k["power"])
 
 
-def context_blocks(c: Columns) -> tuple[FloatArray, FloatArray]:
-    """Row blocks of a prefill kernel with the query heads of a group packed, and the rows in a block."""
+def _key_block(head_dim: FloatArray) -> FloatArray:
+    """Keys that a FlashAttention-3 block takes at a time from a paged cache."""
+    return np.select([head_dim <= 128, head_dim <= 192], [128.0, 96.0], 80.0)
+
+
+def _reach(c: Columns) -> FloatArray:
+    """Keys that the last query sees."""
+    total = c["kv_len"] if "kv_len" in c else c["seq_len"] + c["past_len"]
+    return np.where(c["window"] > 0, np.minimum(c["window"], total), total)
+
+
+def context_blocks(c: Columns) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """FlashAttention-3 prefill: row blocks with a group's heads packed, their rows, their mean key blocks."""
     rows = np.where(c["head_dim"] <= 64, 192.0, 128.0)
-    packed = c["seq_len"] * c["num_heads"] / c["num_kv_heads"]
-    return c["batch"] * c["num_kv_heads"] * np.ceil(packed / rows), rows
+    group = c["num_heads"] / c["num_kv_heads"]
+    blocks = c["batch"] * c["num_kv_heads"] * np.ceil(c["seq_len"] * group / rows)
+    pairs = attended_pairs(c["seq_len"], c["past_len"], c["window"])
+    span = np.minimum(rows / group, c["seq_len"])
+    step = _key_block(c["head_dim"])
+    total = c["seq_len"] + c["past_len"]
+    # A block starts and ends inside key blocks: half a step more on average at each masked end.
+    ends = np.where((c["window"] > 0) & (c["window"] < total), 1.0, 0.5)
+    keys = np.minimum((pairs / c["seq_len"] + span / 2) / step + ends, np.ceil(total / step))
+    return blocks, rows, np.maximum(keys, 1.0)
 
 
 def _context_attention(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
-    flops = KINDS["context_attention"].flops(c)
-    total = c["seq_len"] + c["past_len"]
-    reach = np.where(c["window"] > 0, np.minimum(c["window"], total), total)
-    blocks, rows = context_blocks(c)
-    # Each block works on whole key blocks: on average half a key block and half its rows beyond the mask.
-    keys = flops / (4 * c["batch"] * c["num_heads"] * c["head_dim"] * c["seq_len"])
-    group = c["num_heads"] / c["num_kv_heads"]
-    padded = np.minimum(keys + 64 + rows / group / 2, np.ceil(total / 128) * 128)
-    block_flops = 4 * rows * padded * c["head_dim"]
-    # Softmax costs an exponential per score, whatever the head size.
+    blocks, rows, keys = context_blocks(c)
+    step = _key_block(c["head_dim"])
     rate = device.peak_flops / device.num_sms
-    per_score = 4 * c["head_dim"] / (k["compute"] * rate) + k["softmax"] * 256 / rate
-    block = rows * padded * per_score + k["block_us"] * 1e-6
-    longest = rows * (reach + 64) * per_score + k["block_us"] * 1e-6
+    # Softmax costs an exponential per score, whatever the head size.
+    per_keys = rows * step * (4 * c["head_dim"] / (k["compute"] * rate) + k["softmax"] * 256 / rate)
+    start = k["block_us"] * 1e-6
     waves = blocks / device.num_sms
-    quantised = np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
-    compute = np.maximum(block * quantised, longest * np.minimum(1.0, k["tail"] + waves))
-    moved = KINDS["context_attention"].bytes(c, size)
-    memory = _memory(moved, moved, device, k)
-    del block_flops
-    return k["launch_us"] * 1e-6 + _pnorm(compute, memory, k["power"])
+    mean = (start + keys * per_keys) * np.where(
+        waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], waves + (1 - waves) * k["tail"]
+    )
+    longest = (
+        start + np.minimum(_reach(c) / step + 0.5, np.ceil(_reach(c) / step) + 1) * per_keys * k["longest"]
+    )
+    compute = _pnorm(mean, longest, 6.0)
+    per_token = size * c["batch"] * c["head_dim"]
+    queries = per_token * 2 * c["seq_len"] * c["num_heads"]
+    cache = per_token * 2 * (c["seq_len"] + c["past_len"]) * c["num_kv_heads"]
+    traffic = (queries / k["query_share"] + cache / k["cache_share"]) / device.bandwidth
+    return k["launch_us"] * 1e-6 + _pnorm(compute, traffic, k["power"])
 
 
 def generation_split(c: Columns, device: DeviceSpec) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Key blocks per sequence, the split the scheduler chooses, and the waves of blocks that result."""
-    reach = np.where(c["window"] > 0, np.minimum(c["window"], c["kv_len"]), c["kv_len"])
-    blocks = np.ceil(reach / 128)
+    """FlashAttention-3 decode: key blocks per sequence, its split over blocks, and waves of blocks.
+
+    The scheduler cuts all key blocks of the batch into equal shares per multiprocessor, with a tenth to spare.
+    """
+    blocks = np.ceil(_reach(c) / _key_block(c["head_dim"]))
+    blocks = blocks + (c["window"] > 0) * (c["window"] < c["kv_len"])
     tiles = c["batch"] * c["num_kv_heads"] * np.ceil(c["num_heads"] / c["num_kv_heads"] / 64)
-    best = np.zeros_like(tiles)
-    split = np.ones_like(tiles)
-    for candidate in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
-        waves = tiles * candidate / device.num_sms
-        efficiency = waves / np.ceil(waves)
-        allowed = (candidate <= blocks) & (tiles < 0.8 * device.num_sms)
-        better = allowed & (efficiency > best / 0.85)
-        split = np.where(better, candidate, split)
-        best = np.where(better, efficiency, best)
+    share = np.ceil(1.1 * tiles * blocks / device.num_sms)
+    split = np.ceil(blocks / share)
     return blocks, split, tiles * split / device.num_sms
 
 
@@ -151,16 +169,15 @@ def _generation_attention(c: Columns, device: DeviceSpec, size: int, k: Constant
     moved = KINDS["generation_attention"].bytes(c, size)
     memory = _memory(moved, moved, device, k)
     feed = k["feed"] * device.bandwidth / device.num_sms
-    tile_bytes = size * 2 * 128 * c["head_dim"]
-    per_block = tile_bytes / feed + k["block_us"] * 1e-6
+    per_block = k["block_us"] * 1e-6 + size * 2 * _key_block(c["head_dim"]) * c["head_dim"] / feed
     waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
     chain = waves * (np.ceil(blocks / split) * per_block + k["wave_us"] * 1e-6)
     rows = c["batch"] * c["num_heads"]
-    combine = np.where(
-        split > 1, k["combine_us"] * 1e-6 + rows * split * c["head_dim"] * 8 / device.bandwidth, 0
-    )
-    per_head = rows * k["head_ns"] * 1e-9
-    return k["launch_us"] * 1e-6 + _pnorm(chain, memory, k["power"]) + combine + per_head
+    combine = np.where(blocks > 1, k["combine_us"] * 1e-6, 0.0)
+    combine = combine + np.where(split > 1, 8 * rows * split * c["head_dim"] / device.bandwidth, 0.0)
+    # Up to 992 sequences a kernel of its own plans the splits, and every block searches the plan.
+    sequences = np.where(c["batch"] <= 992, c["batch"] * k["sequence_ns"] * 1e-9, 0.0)
+    return k["launch_us"] * 1e-6 + _pnorm(chain, memory, k["power"]) + combine + sequences
 
 
 def delta_lanes(c: Columns, k: Constants | None = None) -> FloatArray:
@@ -179,8 +196,11 @@ def _delta_prefill(c: Columns, device: DeviceSpec, size: int, k: Constants) -> F
     waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
     chain = waves * (chunks * chunk + k["program_us"] * 1e-6)
     moved = KINDS["delta_rule_prefill"].bytes(c, size)
-    memory = _memory(moved, moved, device, k)
-    return k["launch_us"] * 1e-6 + _pnorm(chain, memory, k["power"])
+    # Tokens stream while the chunks run; the final state is written when a program has nothing else to do.
+    state = STATE_BYTES * c["batch"] * c["num_v_heads"] * c["head_k_dim"] * c["head_v_dim"]
+    streamed = (moved - state) / (k["bandwidth"] * device.bandwidth)
+    written = state / (k["state_share"] * device.bandwidth)
+    return k["launch_us"] * 1e-6 + _pnorm(chain, streamed, k["power"]) + written
 
 
 def _streaming(kind: str, programs: Callable[[Columns], FloatArray]) -> Callable[..., FloatArray]:
@@ -240,13 +260,14 @@ FORMS: Mapping[str, Form] = {
     ),
     "context_attention": Form(
         (
-            Constant("launch_us", 8.0, 0.5, 30.0),
-            _BANDWIDTH,
-            *_L2,
-            _POWER,
+            Constant("launch_us", 9.0, 0.5, 30.0),
+            Constant("power", 1.5, 1.0, 10.0),
             _COMPUTE,
             Constant("softmax", 0.3, 0.01, 3.0),
-            Constant("block_us", 1.0, 0.02, 10.0),
+            Constant("block_us", 3.0, 0.05, 10.0),
+            Constant("query_share", 0.5, 0.1, 1.0),
+            Constant("cache_share", 0.4, 0.1, 1.0),
+            Constant("longest", 0.8, 0.1, 1.5),
             _TAIL,
         ),
         _context_attention,
@@ -258,23 +279,23 @@ FORMS: Mapping[str, Form] = {
             *_L2,
             _POWER,
             _FEED,
-            Constant("block_us", 0.3, 0.01, 5.0),
-            Constant("wave_us", 1.0, 0.05, 10.0),
-            Constant("combine_us", 2.0, 0.05, 10.0),
-            Constant("head_ns", 0.02, 0.001, 1.0),
+            Constant("block_us", 1.5, 0.02, 10.0),
+            Constant("wave_us", 3.0, 0.05, 10.0),
+            Constant("combine_us", 1.0, 0.05, 10.0),
+            Constant("sequence_ns", 3.0, 0.01, 100.0),
             _TAIL,
         ),
         _generation_attention,
     ),
     "delta_rule_prefill": Form(
         (
-            Constant("launch_us", 5.0, 0.5, 40.0),
+            Constant("launch_us", 4.0, 0.5, 40.0),
             _BANDWIDTH,
-            *_L2,
-            _POWER,
+            Constant("power", 4.0, 1.2, 12.0),
             _COMPUTE,
             Constant("chunk_us", 1.0, 0.05, 20.0),
-            Constant("program_us", 1.0, 0.05, 20.0),
+            Constant("program_us", 5.0, 0.05, 20.0),
+            Constant("state_share", 0.7, 0.1, 1.0),
             _TAIL,
         ),
         _delta_prefill,
@@ -350,13 +371,17 @@ def fit_constants(
         predicted = np.log(analytic_ms(table.kind, c, device=device, size=size, constants=named(theta)))
         return np.concatenate([(predicted - measured) / 0.05, (theta - start) / prior_sd])
 
-    fitted = least_squares(
-        residuals,
-        start,
-        bounds=(low, high),
-        loss="soft_l1",
-        diff_step=1e-3,
-        x_scale=0.3,
-        max_nfev=60,
-    )
-    return named(fitted.x)
+    best, least = start, np.inf
+    for trial in range(_STARTS):
+        begin = start + (trial > 0) * rng.normal(0, 0.4, len(start))
+        fitted = least_squares(
+            residuals,
+            np.clip(begin, low + 1e-6, high - 1e-6),
+            bounds=(low, high),
+            loss="soft_l1",
+            diff_step=[1e-3],
+            max_nfev=40,
+        )
+        if fitted.cost < least:
+            best, least = fitted.x, fitted.cost
+    return named(best)

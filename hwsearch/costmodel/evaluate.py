@@ -60,7 +60,7 @@ def evaluate(model: CostModel, tables: Tables, *, as_is: bool, seed: int) -> Eva
         skipped = {}
         for kind, table in tables.items():
             if kind in model.families:
-                seen = model.families[kind].seen(table.fingerprints())
+                seen = model.families[kind].seen(table.dims)
                 held[kind], skipped[kind] = table.take(~seen), int(seen.sum())
         judged = model
     else:

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from hwsearch.costmodel.analytic import analytic_ms, fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
+from hwsearch.costmodel.neighbours import Neighbours, fit_weights, near, row_keys
 from hwsearch.costmodel.region import Region, fit_region
+from hwsearch.costmodel.residual import CrossFit, Residual, cross_fit, fit_residual
 from hwsearch.costmodel.tables import Table
-from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
-from hwsearch.operators import Columns
+from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
 
-__all__ = ["Family", "FamilyPrediction", "fit_family"]
+__all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 
 FloatArray = NDArray[np.float64]
-_FOLDS = 4
-_GROWTH = 1.0
+_FOLDS = 3
+_GROWTH = 0.5  # of the interval's half-width per octave outside the measured region
 
 
 @dataclass(frozen=True)
@@ -35,40 +36,45 @@ class FamilyPrediction:
 
 @dataclass(frozen=True)
 class Family:
-    """A fitted family; `fitted_on` are the sorted fingerprints (uint32) of the operators it was fitted on."""
+    """A fitted family; `neighbours` also remember the operators it was fitted on."""
 
     kind: str
     constants: Mapping[str, float]
-    residual: Trees
+    residual: Residual
+    neighbours: Neighbours
     spread: Spread
     region: Region
-    fitted_on: NDArray[np.uint32]
 
-    def predict(self, c: Columns, *, device: DeviceSpec, size: int) -> FamilyPrediction:
-        """Predict operators given as columns (n,); `size` is the bytes per element."""
+    @property
+    def rows(self) -> int:
+        """Operators the family was fitted on."""
+        return len(self.neighbours.dims)
+
+    def predict(self, dims: NDArray[np.int64], *, device: DeviceSpec, size: int) -> FamilyPrediction:
+        """Predict operators given by their dimensions (n, d); `size` is the bytes per element."""
+        c = columns(self.kind, dims)
         features = feature_matrix(self.kind, c, device=device, size=size)
         excess = self.region.excess(c, size=size)
         analytic = analytic_ms(self.kind, c, device=device, size=size, constants=self.constants)
-        median = analytic * np.exp(self.residual.predict(features))
+        learned = self.residual.predict(features) + self.neighbours.correction(dims)
         half_width = self.spread.half_width(features, Region.distance(excess))
-        return FamilyPrediction(median, half_width, excess)
+        return FamilyPrediction(analytic * np.exp(learned), half_width, excess)
 
-    def seen(self, fingerprints: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Which operators (n,) the family was fitted on."""
-        return np.isin(fingerprints, self.fitted_on)
+    def seen(self, dims: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which operators, given by their dimensions (n, d), the family was fitted on."""
+        return np.isin(row_keys(dims), row_keys(self.neighbours.dims))
 
     def state(self) -> tuple[dict[str, object], dict[str, NDArray[np.generic]]]:
         """What a file keeps: a JSON part and arrays by name."""
         numbers: dict[str, object] = {
+            "rows": self.rows,
             "constants": dict(self.constants),
+            "share": self.residual.share,
             "spread": self.spread.numbers(),
-            "rows": len(self.fitted_on),
         }
-        arrays: dict[str, NDArray[np.generic]] = {
-            "region": np.stack([self.region.low, self.region.high]),
-            "fitted_on": self.fitted_on,
-        }
+        arrays: dict[str, NDArray[np.generic]] = {"region": np.stack([self.region.low, self.region.high])}
         arrays |= {f"residual.{name}": array for name, array in self.residual.arrays().items()}
+        arrays |= {f"neighbours.{name}": array for name, array in self.neighbours.arrays().items()}
         arrays |= {f"spread.{name}": array for name, array in self.spread.size.arrays().items()}
         return numbers, arrays
 
@@ -77,6 +83,7 @@ def family_from_state(
     kind: str,
     *,
     constants: Mapping[str, float],
+    share: float,
     spread: Mapping[str, float],
     arrays: Mapping[str, NDArray[np.generic]],
 ) -> Family:
@@ -89,17 +96,11 @@ def family_from_state(
     return Family(
         kind=kind,
         constants=dict(constants),
-        residual=Trees.from_arrays(part("residual.")),
+        residual=Residual.from_arrays(part("residual."), share=share),
+        neighbours=Neighbours.from_arrays(part("neighbours.")),
         spread=Spread.from_state(spread, part("spread.")),
         region=Region(kind, low, high),
-        fitted_on=arrays["fitted_on"].astype(np.uint32),
     )
-
-
-def _recipe(rows: int) -> TreesRecipe:
-    if rows >= 4000:
-        return TreesRecipe(trees=600, depth=8, rate=0.08)
-    return TreesRecipe(trees=300, depth=6, rate=0.06)
 
 
 def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Family:
@@ -109,18 +110,32 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     features = feature_matrix(table.kind, c, device=device, size=size)
     analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
     target = np.log(table.latency_ms / analytic)
-    recipe = _recipe(len(table))
-    left = np.empty(len(table))
-    fold = np.random.default_rng(seed).permutation(len(table)) % min(_FOLDS, len(table))
-    for one in np.unique(fold):
-        out = fold == one
-        part = fit_trees(features[~out], target[~out], recipe=recipe, seed=seed)
-        left[out] = target[out] - part.predict(features[out])
+    crossed = cross_fit(features, target, folds=_FOLDS, seed=seed)
+    found = _held_out_neighbours(table.dims, crossed)
+    weights = fit_weights(*found, crossed.left)
+    residual = fit_residual(features, target, share=crossed.share, seed=seed)
+    left = target - residual.predict(features)
     return Family(
         kind=table.kind,
         constants=constants,
-        residual=fit_trees(features, target, recipe=recipe, seed=seed),
-        spread=fit_spread(features, left, growth=_GROWTH, seed=seed),
+        residual=residual,
+        neighbours=Neighbours(table.dims, left.astype(np.float32), weights),
+        spread=fit_spread(features, crossed.left - weights.correction(*found), growth=_GROWTH, seed=seed),
         region=fit_region(table.kind, c, size=size),
-        fitted_on=np.sort(table.fingerprints()),
     )
+
+
+def _held_out_neighbours(dims: NDArray[np.int64], crossed: CrossFit) -> tuple[FloatArray, FloatArray]:
+    """For every row its neighbours outside its own fold, with what that fold's model left there.
+
+    A model leaves less on rows it was fitted on; taking the neighbours from those rows makes the weights fit
+    what prediction will see.
+    """
+    found: list[tuple[FloatArray, FloatArray]] = []
+    rows: list[NDArray[np.int64]] = []
+    for one, inner in enumerate(crossed.inner):
+        kept = crossed.fold != one
+        rows.append(np.flatnonzero(~kept))
+        found.append(near(dims[kept], inner[kept], dims[~kept]))
+    back = np.argsort(np.concatenate(rows))
+    return np.concatenate([f[0] for f in found])[back], np.concatenate([f[1] for f in found])[back]

@@ -60,7 +60,7 @@ def _gemm(c: Columns, device: DeviceSpec, size: int) -> _Features:
 def _context_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
     total = c["seq_len"] + c["past_len"]
     reach = np.where(c["window"] > 0, np.minimum(c["window"], total), total)
-    blocks, rows = context_blocks(c)
+    blocks, rows, keys = context_blocks(c)
     group = c["num_heads"] / c["num_kv_heads"]
     return {
         "log_batch": np.log2(c["batch"]),
@@ -76,6 +76,7 @@ def _context_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
         "log_reach": np.log2(reach),
         "log_reach_share": np.log2(reach / total),
         "log_blocks": np.log2(blocks / device.num_sms),
+        "log_keys": np.log2(keys),
         "efficiency": _wave_efficiency(blocks, device),
         "efficiency_unpacked": _wave_efficiency(
             c["batch"] * c["num_heads"] * np.ceil(c["seq_len"] / rows), device

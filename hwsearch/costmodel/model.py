@@ -127,12 +127,11 @@ class CostModel:
         self, kind: str, dims: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Median, log half-width and region excess of a block of rows."""
-        c = columns(kind, dims)
         size = dtype_bytes(self.dtype)
         if kind in self.families:
-            part = self.families[kind].predict(c, device=self.device, size=size)
+            part = self.families[kind].predict(dims, device=self.device, size=size)
             return part.median_ms, part.half_width, part.excess
-        median = roofline_ms(kind, c, device=self.device, size=size)
+        median = roofline_ms(kind, columns(kind, dims), device=self.device, size=size)
         return median, np.full(len(median), np.log(ROOFLINE_FACTOR)), np.zeros((len(median), 1))
 
     def save(self, path: Path) -> None:

@@ -144,6 +144,7 @@ def load_state(path: Path) -> ModelState:
             families[kind] = family_from_state(
                 kind,
                 constants=own["constants"],
+                share=own["share"],
                 spread=own["spread"],
                 arrays={k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)},
             )

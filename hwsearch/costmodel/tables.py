@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import DataError
-from hwsearch.operators import KINDS, Columns, Operator, columns
-from hwsearch.records import Measurement, operator_fingerprint
+from hwsearch.operators import KINDS, Columns, columns
+from hwsearch.records import Measurement
 
 __all__ = [
     "Table",
@@ -49,18 +49,8 @@ class Table:
         """The rows at these indices, or where this mask (n,) holds."""
         return Table(self.kind, self.dims[rows], self.latency_ms[rows])
 
-    def fingerprints(self) -> NDArray[np.uint32]:
-        """records.operator_fingerprint of every row (n,)."""
-        return fingerprints(self.kind, self.dims)
-
 
 Tables = Mapping[str, Table]
-
-
-def fingerprints(kind: str, dims: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """records.operator_fingerprint of every row of dims (n, d), as (n,)."""
-    rows = (operator_fingerprint(Operator(kind, tuple(row))) for row in dims.tolist())
-    return np.fromiter(rows, np.uint32, len(dims))
 
 
 def merge_replicates(

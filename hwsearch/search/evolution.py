@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwsearch.errors import InputError
 from hwsearch.search.effects import Effects
@@ -27,8 +26,8 @@ from hwsearch.search.variation import mutate, vary
 __all__ = ["Evolution"]
 
 _ATTEMPTS = 4  # how often a generation is topped up where children turn out to be known already
-_STARTS = 4  # genomes refined per generation
 _STEPS = 3
+_SHAKES = 2
 _LEARNT = 8  # the effects are learnt from the first so many generations, then from every so many-th
 
 
@@ -93,10 +92,11 @@ class Evolution:
         return genomes
 
     def _refined(self) -> Genomes:
-        """Proposals of the exchange moves, at most an eighth of a generation.
+        """What the effects learnt so far suggest, at most an eighth of a generation.
 
-        They start from the best genome, from it after a shake of a few layers or a switch of a tied group,
-        and from members of the front, which must not get worse in their second objective.
+        In turns: the best genome, and a copy with a few layers or a tied group changed; then a genome built
+        from the effects at the budgets, and one that must also be no worse in the second objective than a
+        member of the population, which sharpens the rest of the front. All are refined by exchange moves.
         """
         problem, rng = self.problem, self._rng
         bounds = np.full(len(problem.distinct), np.inf)
@@ -105,7 +105,10 @@ class Evolution:
         best = self._best_row()
         if self.generation % 2:
             starts = [(self._genomes[best], self._costs[best], bounds)]
-            drafts = [(mutate(self._switched(self._genomes[[best]]), rules=self.rules, rng=rng), bounds)]
+            shaken = self._switched(self._genomes[[best]])
+            for _ in range(_SHAKES):
+                shaken = mutate(shaken, rules=self.rules, rng=rng)
+            drafts = [(shaken, bounds)]
         else:
             starts = []
             drafts = [(self._effects.construct(bounds, rules=self.rules, rng=rng), bounds)]
@@ -119,14 +122,13 @@ class Evolution:
             for genome in self.rules.repair(draft, rng=rng):
                 costs = self._effects.predict(genome, near=self._genomes[best], costs=self._costs[best])
                 starts.append((genome, costs, limits))
-        quota = max(self.size // 16, 1)
-        found = [
-            self._effects.refine(
+        found = [self._genomes[:0]]
+        for genome, costs, limits in starts:
+            path = self._effects.refine(
                 genome, costs=costs, bounds=limits, steps=_STEPS, rules=self.rules, rng=rng
-            )[::-1][:quota]
-            for genome, costs, limits in starts
-        ]
-        return np.concatenate((self._genomes[:0], *found))
+            )
+            found.append(path[::-1][: max(self.size // 16, 1)])
+        return np.concatenate(found)
 
     def _switched(self, genomes: Genomes) -> Genomes:
         """Genomes (n, layers) with one tied group changed to one of its members."""
@@ -144,7 +146,7 @@ class Evolution:
     def tell(self, genomes: Genomes, costs: FloatArray) -> None:
         """Takes the costs (n, k) of the genomes (n, layers) that `ask` proposed, and selects."""
         first = self.evaluations
-        objectives, violations = self._absorb(genomes, costs)
+        self._absorb(genomes, costs)
         numbers = np.concatenate((self.population, np.arange(first, first + len(genomes))))
         pool = np.concatenate((self._genomes, genomes))
         pool_costs = np.concatenate((self._costs, costs))
@@ -154,7 +156,7 @@ class Evolution:
         kept = np.lexsort((-crowding, ranks))[: self.size]
         self.population, self._genomes, self._costs = numbers[kept], pool[kept], pool_costs[kept]
 
-    def _absorb(self, genomes: Genomes, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _absorb(self, genomes: Genomes, costs: FloatArray) -> None:
         """Everything that depends on the evaluations alone; a restored run goes through it again."""
         self._seen.update(_keys(genomes))
         objectives = costs[:, self.problem.objective_columns]
@@ -167,7 +169,6 @@ class Evolution:
         if len(genomes) and (self.generation <= _LEARNT or self.generation % _LEARNT == 0):
             self._effects.add(genomes, costs)
             self._effects.fit()
-        return objectives, violations
 
     def state(self) -> dict[str, Any]:
         """The random state and the population, as JSON; with the evaluations it makes the run whole again."""

@@ -17,10 +17,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from hwsearch.errors import InputError
-from hwsearch.search.problem import Additive, Budget, Cost, Problem
+from hwsearch.search.problem import Additive, Budget, Cost
 from hwsearch.search.space import FloatArray, Genomes, Space
 
-__all__ = ["ExactResult", "least", "minimise"]
+__all__ = ["ExactResult", "minimise"]
 
 _SCALED = 1e3  # objective range given to HiGHS, whose absolute gap is 1e-6
 _ROUNDING_RETRIES = 6
@@ -69,11 +69,6 @@ def minimise(
     return ExactResult(genome=None, value=None, bound=first[0], proven=False)
 
 
-def least(cost: Cost, problem: Problem, *, within: Sequence[Budget] = ()) -> ExactResult | None:
-    """The least that one cost can reach in the problem's space, alone or `within` some of its budgets."""
-    return minimise(problem.space, cost, within)
-
-
 class _Programme:
     """Variables: x[layer, choice] where allowed, then tie members, then one peak per cost that has one."""
 
@@ -84,6 +79,7 @@ class _Programme:
         self.index[allowed] = np.arange(allowed.sum())
         self.binaries = int(allowed.sum())
         self.variables = self.binaries
+        self._peaks: list[tuple[float, float]] = []  # the range of each, in the order of their variables
         self._rows: list[tuple[Columns, FloatArray, float, float]] = []
         for layer in range(space.num_layers):
             self._row(self._of(layer, allowed[layer]), 1.0, 1.0, 1.0)
@@ -104,7 +100,8 @@ class _Programme:
 
     def _of(self, layer: int, choices: NDArray[np.bool_]) -> Columns:
         columns = self.index[layer, choices]
-        return columns[columns >= 0]
+        inside: Columns = columns[columns >= 0]
+        return inside
 
     def _row(self, columns: Columns, values: float | FloatArray, low: float, high: float) -> None:
         self._rows.append((columns, np.broadcast_to(np.float64(values), columns.shape), low, high))
@@ -142,6 +139,7 @@ class _Programme:
         if cost.peak is not None:
             top = self.variables
             self.variables += 1
+            self._peaks.append((float(cost.peak[inside].min()), float(cost.peak[inside].max())))
             coefficients[top] = 1.0
             for layer in range(self.space.num_layers):
                 columns = self._of(layer, inside[layer])
@@ -179,7 +177,7 @@ class _Programme:
         outcome = milp(
             objective * scale,
             integrality=integral.astype(np.int64),
-            bounds=Bounds(np.where(integral, 0.0, -np.inf), np.where(integral, 1.0, np.inf)),
+            bounds=Bounds(*np.array([(0.0, 1.0)] * self.binaries + self._peaks).T),
             constraints=LinearConstraint(matrix, low, high),
             options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
         )
@@ -196,7 +194,9 @@ class _Programme:
 
 def _additive(cost: Cost, space: Space, name: str) -> Additive:
     if not isinstance(cost, Additive):
-        raise InputError(f"{name} does not add up over layers, so it has no exact optimum: search by evolution")
+        raise InputError(
+            f"{name} does not add up over layers, so it has no exact optimum: search by evolution"
+        )
     if cost.table.shape != space.allowed_mask.shape:
         raise InputError(
             f"{name} has a table of {cost.table.shape} for a space of {space.allowed_mask.shape} (layers, choices)"

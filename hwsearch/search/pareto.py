@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
 
-__all__ = ["Archive", "constrained_ranks", "crowding_distance", "knee", "non_dominated", "non_dominated_ranks"]
+__all__ = [
+    "Archive",
+    "constrained_ranks",
+    "crowding_distance",
+    "knee",
+    "non_dominated",
+    "non_dominated_ranks",
+]
 
 Ranks = NDArray[np.int64]
 

@@ -102,7 +102,8 @@ class Problem:
     def distinct(self) -> tuple[tuple[str, Cost], ...]:
         """The k different costs with a name each: the objectives in their order, then what budgets add."""
         found: list[tuple[str, Cost]] = []
-        for part in (*self.objectives, *self.budgets):
+        parts: list[Objective | Budget] = [*self.objectives, *self.budgets]
+        for part in parts:
             if not any(part.cost is cost for _, cost in found):
                 found.append((part.name, part.cost))
         return tuple(found)
@@ -121,7 +122,8 @@ class Problem:
     @property
     def additive(self) -> bool:
         """Whether the first objective and every budget add up over layers."""
-        return all(isinstance(p.cost, Additive) for p in (self.objectives[0], *self.budgets))
+        costs = (self.objectives[0].cost, *(budget.cost for budget in self.budgets))
+        return all(isinstance(cost, Additive) for cost in costs)
 
     def costs(self, genomes: Genomes) -> FloatArray:
         """Every distinct cost of genomes (n, layers), (n, k).
@@ -129,6 +131,8 @@ class Problem:
         Raises InputError where a cost does not return n finite floats.
         """
         columns = np.empty((len(genomes), len(self.distinct)))
+        if not len(genomes):
+            return columns
         for i, (name, cost) in enumerate(self.distinct):
             values = np.asarray(cost(genomes), dtype=np.float64)
             if values.shape != (len(genomes),):

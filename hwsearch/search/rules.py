@@ -29,13 +29,18 @@ class Rules:
             )
             for kind, limit in space.limits.items()
         ]
-        # Limits as additive costs with upper bounds, for solvers that price costs.
-        self.limit_tables = np.zeros((2 * len(self.limits), *self.allowed.shape))
-        self.limit_bounds = np.zeros(2 * len(self.limits))
-        for i, (members, at_least, at_most) in enumerate(self.limits):
-            self.limit_tables[2 * i, :, members] = 1.0
-            self.limit_tables[2 * i + 1, :, members] = -1.0
-            self.limit_bounds[2 * i : 2 * i + 2] = at_most, -at_least
+        # Limits as additive costs with upper bounds, for a solver that prices costs.
+        tables, bounds = [np.zeros((0, *self.allowed.shape))], []
+        for members, at_least, at_most in self.limits:
+            counts = np.broadcast_to(members.astype(np.float64), (1, *self.allowed.shape))
+            if at_most < space.num_layers:
+                tables.append(counts)
+                bounds.append(at_most)
+            if at_least > 0:
+                tables.append(-counts)
+                bounds.append(-at_least)
+        self.limit_tables = np.concatenate(tables)
+        self.limit_bounds = np.array(bounds, dtype=np.float64)
         self.num_choices = choices
         self.free = not self.ties and not self.limits and not self.forbidden.any()
 
@@ -46,7 +51,7 @@ class Rules:
         """
         rows = np.arange(len(genomes))
         current = genomes[rows, layers]
-        options = self.allowed[layers].copy()
+        options: BoolArray = self.allowed[layers].copy()
         options[rows, current] = False
         if self.free:
             return options
@@ -73,7 +78,7 @@ class Rules:
         Move i sets layers[i] to choices[i], allowed there and in line with the ties of the genome.
         """
         apart = layers[:, None] - layers[None, :]
-        good = apart != 0
+        good: BoolArray = apart != 0
         np.fill_diagonal(good, True)
         if self.free:
             return good

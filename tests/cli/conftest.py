@@ -37,7 +37,7 @@ class Outcome:
 Call = Callable[..., Outcome]
 
 
-@pytest.fixture()
+@pytest.fixture
 def hwsearch(capfd: pytest.CaptureFixture[str]) -> Call:
     def call(*arguments: object) -> Outcome:
         status = run([str(argument) for argument in arguments])
