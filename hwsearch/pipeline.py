@@ -5,6 +5,7 @@ This is the only library module that knows more than one of profilers, costmodel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +308,12 @@ def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
     )
 
 
+def _up(value: float, digits: int) -> str:
+    """Rounded up, so that a budget set to what is printed can be met."""
+    scale = 10**digits
+    return f"{math.ceil(value * scale) / scale:.{digits}f}"
+
+
 def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
     if spec.metric == "memory":
         return Budget(
@@ -314,7 +321,7 @@ def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: in
             text=spec.text,
             cost=memory,
             at_most=spec.value,
-            describe=lambda v: f"{v / 2**30:.2f} GiB",
+            describe=lambda v: f"{_up(v / 2**30, 2)} GiB",
         )
     if spec.metric == "throughput":
         # At a fixed batch, at least X tokens/s is at most tokens/X seconds.
@@ -323,8 +330,8 @@ def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: in
             text=spec.text,
             cost=latency,
             at_most=1e3 * tokens / spec.value,
-            describe=lambda v: f"{1e3 * tokens / v:,.0f} tokens/s",
+            describe=lambda v: f"{math.floor(1e3 * tokens / v):,} tokens/s",
         )
     return Budget(
-        "latency", text=spec.text, cost=latency, at_most=spec.value, describe=lambda v: f"{v:.3f} ms"
+        "latency", text=spec.text, cost=latency, at_most=spec.value, describe=lambda v: f"{_up(v, 3)} ms"
     )

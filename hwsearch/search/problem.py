@@ -42,9 +42,10 @@ class Additive:
 
     def __call__(self, genomes: Genomes) -> FloatArray:
         """Costs (n,) of genomes (n, layers)."""
-        # Contiguous, so that the order of summation, and with it the last bit, never depends on the caller.
-        genomes = np.ascontiguousarray(genomes)
-        total: FloatArray = self.table[self._rows, genomes].sum(axis=1) + self.constant
+        # Contiguous and sorted, so that neither the caller nor the order of the layers decides the last bit:
+        # genomes whose layers cost the same in another order must tie, not dominate one another.
+        parts = np.sort(self.table[self._rows, np.ascontiguousarray(genomes)], axis=1)
+        total: FloatArray = parts.sum(axis=1) + self.constant
         if self.peak is not None:
             total += self.peak[self._rows, genomes].max(axis=1)
         return total

@@ -1,0 +1,178 @@
+"""The search: evolution, and where everything adds up over layers the exact optimum that it is measured by.
+
+The exact optimum is found first, because an unreachable budget should be reported at once; the evolution never
+sees it, so the gap between the two says how far evolution would be off where no exact solver applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hwsearch.errors import InfeasibleError, InputError
+from hwsearch.search.evolution import Evolution
+from hwsearch.search.exact import ExactResult, minimise
+from hwsearch.search.infeasible import explain
+from hwsearch.search.pareto import knee
+from hwsearch.search.problem import Problem
+from hwsearch.search.space import FloatArray, Genomes
+from hwsearch.search.study import Study
+
+__all__ = ["GENERATIONS", "POPULATION", "Progress", "SearchResult", "search"]
+
+POPULATION = 200
+GENERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands after a generation; best is the least first objective within the budgets so far."""
+
+    generation: int
+    generations: int
+    evaluations: int
+    front: int
+    best: float | None
+    exact: ExactResult | None
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """The front found, (f, layers) genomes with (f, m) objectives, sorted by objectives: the best comes first.
+
+    best: least first objective, ties broken by the next ones, then by genome. knee: see `pareto.knee`.
+    gap: by how much the best exceeds the exact bound, as a share of it; None where there is no exact solver.
+    """
+
+    genomes: Genomes
+    objectives: FloatArray
+    knee: int
+    evaluations: int
+    exact: ExactResult | None
+
+    best: int = 0
+
+    @property
+    def gap(self) -> float | None:
+        if self.exact is None or not np.isfinite(self.exact.bound):
+            return None
+        value, bound = float(self.objectives[self.best, 0]), self.exact.bound
+        return (value - bound) / (abs(bound) or abs(value)) if value > bound else 0.0
+
+    def pick(self, which: str) -> int:
+        """The row of the front that "best", "knee" or a number names. Raises InputError for anything else."""
+        if which in ("best", "knee"):
+            return self.best if which == "best" else self.knee
+        if not which.isdecimal() or int(which) >= len(self.genomes):
+            raise InputError(
+                f"cannot pick {which!r}: write best, knee, or a number from 0 to {len(self.genomes) - 1}"
+            )
+        return int(which)
+
+
+def search(
+    problem: Problem,
+    *,
+    seed: int,
+    population: int = POPULATION,
+    generations: int = GENERATIONS,
+    study: Study | None = None,
+    on_generation: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """The best trade-offs of a problem within its budgets.
+
+    With a study every generation is written down as it ends; a study that holds generations is gone on with,
+    and one that is finished gives its result at once. An interruption (Ctrl-C) leaves it resumable.
+
+    Raises InfeasibleError, saying which budget binds and what can be reached, where nothing meets the budgets.
+    """
+    if generations < 1:
+        raise InputError(f"a search needs at least 1 generation, got {generations}")
+    engine = {"population": population, "generations": generations, "seed": seed}
+    if study:
+        study.bind("engine", engine)
+        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
+    exact = _exact(problem, study) if problem.additive else None
+    evolution = Evolution(problem, population=population, seed=seed)
+    if study:
+        history = study.history()
+        if history.state is not None:
+            evolution.restore(history.batches, history.state)
+    while evolution.generation < generations:
+        genomes = evolution.ask()
+        costs = problem.costs(genomes)
+        evolution.tell(genomes, costs)
+        if study:
+            violations = problem.violations(costs)
+            study.record(evolution.generation, genomes, costs, violations, evolution.state())
+        if on_generation:
+            archive = evolution.archive
+            best = float(archive.objectives[0, 0]) if len(archive) else None
+            on_generation(
+                Progress(evolution.generation, generations, evolution.evaluations, len(archive), best, exact)
+            )
+    archive = evolution.archive
+    if not len(archive):
+        _nothing_found(problem, evolution, exact)
+    result = SearchResult(
+        genomes=archive.genomes,
+        objectives=archive.objectives,
+        knee=knee(archive.objectives),
+        evaluations=evolution.evaluations,
+        exact=exact,
+    )
+    if study:
+        study.finish(_summary(problem, result, {**engine, "settings": study.recall("settings")}))
+    return result
+
+
+def _exact(problem: Problem, study: Study | None) -> ExactResult:
+    """The exact optimum, from the study where a run before found it: a time limit is no reason to differ."""
+    stored = study.recall("exact") if study else None
+    if stored:
+        genome = None if stored["genome"] is None else tuple(stored["genome"])
+        return ExactResult(**{**stored, "genome": genome})
+    found = minimise(problem.space, problem.objectives[0].cost, problem.budgets)
+    if found is None:
+        raise InfeasibleError(explain(problem))
+    if study:
+        study.remember("exact", asdict(found))
+    return found
+
+
+def _nothing_found(problem: Problem, evolution: Evolution, exact: ExactResult | None) -> None:
+    if exact is None:
+        raise InfeasibleError(explain(problem))
+    known = "" if exact.value is None else f", while the exact solver has one at {exact.value:.6g}"
+    raise InfeasibleError(
+        f"evolution found no architecture within the budgets in {evolution.evaluations} evaluations{known}: "
+        "raise the population or the generations, or relax a budget"
+    )
+
+
+def _summary(problem: Problem, result: SearchResult, run: dict[str, Any]) -> dict[str, Any]:
+    """result.json. The caller writes architectures; here stand genomes and objective values."""
+    front = [
+        {"genome": genome, "objectives": values}
+        for genome, values in zip(result.genomes.tolist(), result.objectives.tolist(), strict=True)
+    ]
+    return {
+        "schema_version": 1,
+        **run,
+        "objectives": [{"name": o.name, "unit": o.unit} for o in problem.objectives],
+        "budgets": [{"name": b.name, "text": b.text, "at_most": b.at_most} for b in problem.budgets],
+        "evaluations": result.evaluations,
+        "best": result.best,
+        "knee": result.knee,
+        "exact": None if result.exact is None else _finite(asdict(result.exact)),
+        "gap": result.gap,
+        "front": front,
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity; a bound that was not found is null."""
+    return {key: None if value in (np.inf, -np.inf) else value for key, value in values.items()}

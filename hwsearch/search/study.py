@@ -1,0 +1,314 @@
+"""A run directory: a SQLite journal of every evaluation, and the result as JSON.
+
+    RUN/journal.sqlite   settings, evaluations, random state and population after every generation
+    RUN/writer.lock      held by the process that writes
+    RUN/result.json      written when the run ends
+
+A generation is one transaction, so after a kill at any moment the journal stands at the end of a generation, and
+a resumed run repeats nothing that is in it and goes on exactly as the first would have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.space import FloatArray, Genomes
+
+__all__ = ["History", "Study", "read_result"]
+
+JOURNAL = "journal.sqlite"
+RESULT = "result.json"
+_LOCK = "writer.lock"
+_APPLICATION_ID = 0x68777372  # "hwsr"
+_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- genome: little-endian int16 per layer; costs: little-endian float64 in the order of meta 'costs'.
+-- The objectives come first among the costs; id counts from 0.
+CREATE TABLE evaluation (
+    id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, genome BLOB NOT NULL UNIQUE, costs BLOB NOT NULL,
+    violation REAL NOT NULL);
+CREATE TABLE generation (number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL);
+CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 0), generation INTEGER NOT NULL, json TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a journal holds: (genomes, costs) of each generation, and the state after the last."""
+
+    batches: list[tuple[Genomes, FloatArray]]
+    state: Mapping[str, Any] | None
+
+
+class Study:
+    """An open run directory with the one right to write to it. Use it as a context manager."""
+
+    def __init__(self, directory: Path, *, connection: sqlite3.Connection, lock: sqlite3.Connection) -> None:
+        self.directory = directory
+        self._connection = connection
+        self._lock = lock
+
+    @classmethod
+    def open(cls, directory: Path, *, settings: Mapping[str, Any], resume: bool = False) -> Self:
+        """Starts a run in a new or empty directory, or goes on with the one it holds.
+
+        settings: everything that decides the result, as JSON values; a resumed run must have the same.
+
+        Raises InputError where the directory is in use and `resume` is not asked for, where there is nothing
+        to resume, or where the settings differ; DataError where the journal is foreign or damaged; OutputError
+        where the directory cannot be written to or another process writes to it.
+        """
+        journal = directory / JOURNAL
+        there = journal.is_file()
+        if there and not resume:
+            raise InputError(
+                f"{directory} already holds a run: go on with it by --resume, or choose another directory"
+            )
+        if resume and not there:
+            raise InputError(f"{directory} holds no run to resume: leave out --resume to start one there")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not there and any(p.name != _LOCK for p in directory.iterdir()):
+                raise InputError(f"{directory} is not empty and holds no run: choose another directory")
+        except OSError as error:
+            raise OutputError(
+                f"cannot create the run directory {directory}: {error.strerror}; choose another"
+            ) from None
+        lock = _lock(directory)
+        try:
+            connection = _connect(journal)
+            study = cls(directory, connection=connection, lock=lock)
+            study.bind("settings", settings)
+        except BaseException:
+            lock.close()
+            raise
+        return study
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up the right to write."""
+        self._connection.close()
+        self._lock.close()
+
+    def bind(self, key: str, value: Mapping[str, Any]) -> None:
+        """Stores part of the run's identity, or checks that it is what the run was started with.
+
+        Raises InputError naming what differs.
+        """
+        stored = self.recall(key)
+        given = json.loads(json.dumps(value))
+        if stored is None:
+            self.remember(key, value)
+            return
+        difference = _difference(stored, given)
+        if difference:
+            path, before, now = difference
+            raise InputError(
+                f"{self.directory} was started with {path} = {before}, not {now}: "
+                "resume with the settings it was started with, or choose another directory"
+            )
+
+    def recall(self, key: str) -> Any:
+        """A JSON value stored by `bind` or `remember`; None where there is none."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def remember(self, key: str, value: Any) -> None:
+        """Stores a JSON value."""
+        with _writing(self.directory), self._connection as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def record(
+        self,
+        generation: int,
+        genomes: Genomes,
+        costs: FloatArray,
+        violations: FloatArray,
+        state: Mapping[str, Any],
+    ) -> None:
+        """Writes one generation in one transaction: genomes (n, layers), costs (n, k), violations (n,)."""
+        with _writing(self.directory), self._connection as connection:
+            first = connection.execute("SELECT coalesce(max(id) + 1, 0) FROM evaluation").fetchone()[0]
+            connection.executemany(
+                "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?)",
+                [
+                    (first + i, generation, genome.tobytes(), cost.tobytes(), violation)
+                    for i, (genome, cost, violation) in enumerate(
+                        zip(genomes.astype("<i2"), costs.astype("<f8"), violations.tolist(), strict=True)
+                    )
+                ],
+            )
+            connection.execute("INSERT INTO generation VALUES (?, ?)", (generation, len(genomes)))
+            connection.execute(
+                "INSERT OR REPLACE INTO state VALUES (0, ?, ?)", (generation, json.dumps(state))
+            )
+
+    def history(self) -> History:
+        """Everything evaluated so far. Raises DataError where the journal contradicts itself."""
+        journal = self.directory / JOURNAL
+        try:
+            sizes = self._connection.execute(
+                "SELECT number, evaluations FROM generation ORDER BY number"
+            ).fetchall()
+            rows = self._connection.execute(
+                "SELECT generation, genome, costs FROM evaluation ORDER BY id"
+            ).fetchall()
+            state = self._connection.execute("SELECT generation, json FROM state").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise _damaged(journal, str(error)) from None
+        expected = [number for number, count in sizes for _ in range(count)]
+        ended = sizes[-1][0] if sizes else None
+        if [row[0] for row in rows] != expected or (state[0] if state else None) != ended:
+            raise _damaged(journal, "its evaluations and generations do not match")
+        if not rows:
+            return History([], None)
+        if len({(len(row[1]), len(row[2])) for row in rows}) > 1:
+            raise _damaged(journal, "its genomes differ in length")
+        genomes = np.array([np.frombuffer(row[1], "<i2") for row in rows], dtype=np.int64)
+        costs = np.array([np.frombuffer(row[2], "<f8") for row in rows], dtype=np.float64)
+        ends = np.cumsum([count for _, count in sizes])[:-1]
+        batches = list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True))
+        return History(batches, json.loads(state[1]))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json, whole or not at all. Raises OutputError where that fails."""
+        target = self.directory / RESULT
+        partial = target.with_suffix(".json.part")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {target}: {error.strerror}; the journal can be resumed"
+            ) from None
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turns SQLite's complaints about a full or read-only disk into one OutputError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OutputError(
+            f"cannot write to the journal in {directory}: {error}; mend that and go on by --resume"
+        ) from None
+
+
+def _lock(directory: Path) -> sqlite3.Connection:
+    """An exclusive lock that the operating system gives up with the process, however it ends."""
+    # SQLite's own locks, because they are the same on every platform; the journal itself stays readable.
+    path = directory / _LOCK
+    try:
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise OutputError(
+                f"another process writes to {directory}: wait for it, or choose another directory"
+            ) from None
+        raise OutputError(f"cannot write to {directory}: {error}; choose another directory") from None
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"{path} is not hwsearch's ({error}): remove it or choose another directory"
+        ) from None
+    return connection
+
+
+def _connect(journal: Path) -> sqlite3.Connection:
+    """The journal, created where it is absent or empty, checked where it is not."""
+    connection = sqlite3.connect(journal)
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application == 0 and tables == 0:
+            connection.execute("PRAGMA journal_mode = WAL")
+            pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
+            connection.executescript(f"BEGIN; {pragmas} {_SCHEMA} COMMIT;")
+        elif application != _APPLICATION_ID:
+            raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
+        elif version != _VERSION:
+            raise DataError(
+                f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
+                "was written with, or choose another directory"
+            )
+        else:
+            report = connection.execute("PRAGMA quick_check").fetchone()[0]
+            if report != "ok":
+                raise _damaged(journal, report)
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise OutputError(f"cannot write {journal}: {error}; choose another directory") from None
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damaged(journal, str(error)) from None
+    except DataError:
+        connection.close()
+        raise
+    return connection
+
+
+def _damaged(journal: Path, reason: str) -> DataError:
+    reason = " ".join(reason.split())
+    return DataError(f"{journal} is damaged ({reason}): start again in another directory")
+
+
+def _difference(stored: Any, given: Any, path: str = "") -> tuple[str, str, str] | None:
+    """The first place where two JSON values differ: its path and both values."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in sorted(stored.keys() | given.keys()):
+            if key not in stored or key not in given:
+                before = json.dumps(stored[key]) if key in stored else "nothing"
+                now = json.dumps(given[key]) if key in given else "nothing"
+                return f"{path}{key}", before, now
+            found = _difference(stored[key], given[key], f"{path}{key}.")
+            if found:
+                return found
+        return None
+    if stored != given:
+        return path.rstrip("."), json.dumps(stored), json.dumps(given)
+    return None
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """The result.json of a finished run.
+
+    Raises InputError where there is no finished run, DataError where the file is damaged.
+    """
+    path = directory / RESULT
+    if not path.is_file():
+        state = (
+            "has not ended: go on with it by --resume" if (directory / JOURNAL).is_file() else "is not there"
+        )
+        raise InputError(f"no result in {directory}: the run {state}")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({error}): go on by --resume to write it again") from None
+    if not isinstance(result, dict) or result.get("schema_version") != 1:
+        raise DataError(f"{path} is not a search result: go on by --resume to write it again")
+    return result
