@@ -13,7 +13,7 @@ from rich.console import Console
 from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, size, table
 from hwsearch.cli.report import model_cost_json, print_model_cost
-from hwsearch.errors import InputError
+from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline import SearchTask, Verdict, cost_model_named, search_task
 from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, search
 from hwsearch.search.study import Study
@@ -99,7 +99,11 @@ def command(
         note(text)
     settings = {**task.identity, "quality": quality, "preset": preset, "budgets": list(budgets)}
     with Study.open(output, settings=settings, resume=resume) as study:
-        result = _run(task, study, population=population, generations=generations, seed=seed)
+        try:
+            result = _run(task, study, population=population, generations=generations, seed=seed)
+        except InfeasibleError:
+            study.discard()
+            raise
     found = _Found(task, result)
     if as_json:
         emit_json({"run": str(output), **found.json()})

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +109,17 @@ class Study:
         """Gives up the right to write."""
         self._connection.close()
         self._lock.close()
+
+    def discard(self) -> None:
+        """Closes the run and removes it where it holds no evaluation, so that its directory can be used again."""
+        (generations,) = self._connection.execute("SELECT count(*) FROM generation").fetchone()
+        self.close()
+        if generations:
+            return
+        for name in (JOURNAL, _LOCK):
+            (self.directory / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files keep it
+            self.directory.rmdir()
 
     def bind(self, key: str, value: Mapping[str, Any]) -> None:
         """Stores part of the run's identity, or checks that it is what the run was started with.
