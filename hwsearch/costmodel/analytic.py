@@ -1,4 +1,4 @@
-"""Calibrated analytic latency of each operator family: a few physical constants fitted in log space.
+"""Analytic latency of each operator family, with a few physical constants that calibration.py fits.
 
 latency = launch + p-norm(compute, memory) + what the family cannot hide. The constants are bounded (no fitted
 efficiency exceeds the datasheet) and pulled towards a prior, so the form extrapolates where a learned residual
@@ -7,24 +7,19 @@ cannot. Functions work on whole columns of dimensions and return milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.tables import Table
-from hwsearch.operators import CHUNK, KINDS, STATE_BYTES, Columns, attended_pairs, columns
+from hwsearch.operators import CHUNK, KINDS, STATE_BYTES, Columns, attended_pairs
 from hwsearch.records import DeviceSpec
 
-__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "fit_constants"]
+__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms"]
 
 FloatArray = NDArray[np.float64]
 Constants = Mapping[str, float]
-
-_PRIOR_SD = 1.0  # natural-log units: a constant is expected within a factor of e of its start
-_FIT_ROWS = 2000
-_STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -51,11 +46,16 @@ def _pnorm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:
     return larger * np.exp(np.log1p(ratio**p) / p)
 
 
+def _spilled(working_set: FloatArray, device: DeviceSpec, k: Constants) -> FloatArray:
+    """Share of the traffic that the L2 cannot keep."""
+    share: FloatArray = 1 / (1 + (working_set / (k["l2_fill"] * device.l2_bytes)) ** -k["l2_edge"])
+    return share
+
+
 def _memory(working_set: FloatArray, moved: FloatArray, device: DeviceSpec, k: Constants) -> FloatArray:
     """Seconds to move bytes: slower from device memory, up to `l2_gain` times faster where L2 still holds them."""
-    spilled = 1 / (1 + (working_set / (k["l2_fill"] * device.l2_bytes)) ** -k["l2_edge"])
-    share = spilled + (1 - spilled) / k["l2_gain"]
-    return moved * share / (k["bandwidth"] * device.bandwidth)
+    spilled = _spilled(working_set, device, k)
+    return moved * (spilled + (1 - spilled) / k["l2_gain"]) / (k["bandwidth"] * device.bandwidth)
 
 
 _LAUNCH = Constant("launch_us", 2.5, 0.5, 20.0)
@@ -84,8 +84,8 @@ def gemm_tiles_seconds(c: Columns, device: DeviceSpec, size: int, k: Constants) 
             depth = np.ceil(inner / (64 * split)) * 64
             tile = np.maximum(2 * tm * tn * depth / rate, size * (tm + tn) * depth / feed)
             waves = tiles * split / device.num_sms
-            # Long runs of waves overlap, so only the last partial wave of a short run is paid in full.
-            waves = waves + (np.ceil(waves) - waves) * k["tail"]
+            # A last partial wave overlaps with the one before it; a first one has nothing to overlap with.
+            waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
             cost = waves * (tile + k["wave_us"] * 1e-6)
             if split > 1:
                 cost = cost + k["split_us"] * 1e-6 + 4 * split * m * n / (2 * device.bandwidth)
@@ -98,7 +98,7 @@ def _gemm(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray
     moved = KINDS["gemm"].bytes(c, size)
     # Measurement loops keep several weights in flight: six weights and their activations.
     working = size * (6 * n * inner + m * inner + m * n)
-    memory = _memory(working, moved, device, k)
+    memory = k["ramp_us"] * 1e-6 + _memory(working, moved, device, k)
     compute = gemm_tiles_seconds(c, device, size, k)
     return k["launch_us"] * 1e-6 + _pnorm(compute, memory, k["power"])
 
@@ -135,7 +135,10 @@ def _context_attention(c: Columns, device: DeviceSpec, size: int, k: Constants) 
     rate = device.peak_flops / device.num_sms
     # Softmax costs an exponential per score, whatever the head size.
     per_keys = rows * step * (4 * c["head_dim"] / (k["compute"] * rate) + k["softmax"] * 256 / rate)
-    start = k["block_us"] * 1e-6
+    octaves = np.log2(c["num_heads"] / c["num_kv_heads"])
+    # Packing a group that is no power of two costs divisions in every block.
+    odd = np.abs(octaves - np.round(octaves)) > 1e-6
+    start = (k["block_us"] + odd * k["odd_us"]) * 1e-6
     waves = blocks / device.num_sms
     mean = (start + keys * per_keys) * np.where(
         waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], waves + (1 - waves) * k["tail"]
@@ -147,7 +150,9 @@ def _context_attention(c: Columns, device: DeviceSpec, size: int, k: Constants) 
     per_token = size * c["batch"] * c["head_dim"]
     queries = per_token * 2 * c["seq_len"] * c["num_heads"]
     cache = per_token * 2 * (c["seq_len"] + c["past_len"]) * c["num_kv_heads"]
-    traffic = (queries / k["query_share"] + cache / k["cache_share"]) / device.bandwidth
+    # A page of the cache is read in longer runs where it holds more heads.
+    cache_share = k["cache_share"] * (1 + k["cache_wide"] * c["num_kv_heads"])
+    traffic = (queries / k["query_share"] + cache / cache_share) / device.bandwidth
     return k["launch_us"] * 1e-6 + _pnorm(compute, traffic, k["power"])
 
 
@@ -167,7 +172,7 @@ def generation_split(c: Columns, device: DeviceSpec) -> tuple[FloatArray, FloatA
 def _generation_attention(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
     blocks, split, waves = generation_split(c, device)
     moved = KINDS["generation_attention"].bytes(c, size)
-    memory = _memory(moved, moved, device, k)
+    memory = _memory(moved, moved, device, k) + k["ramp_us"] * 1e-6 * _spilled(moved, device, k)
     feed = k["feed"] * device.bandwidth / device.num_sms
     per_block = k["block_us"] * 1e-6 + size * 2 * _key_block(c["head_dim"]) * c["head_dim"] / feed
     waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
@@ -177,10 +182,11 @@ def _generation_attention(c: Columns, device: DeviceSpec, size: int, k: Constant
     combine = combine + np.where(split > 1, 8 * rows * split * c["head_dim"] / device.bandwidth, 0.0)
     # Up to 992 sequences a kernel of its own plans the splits, and every block searches the plan.
     sequences = np.where(c["batch"] <= 992, c["batch"] * k["sequence_ns"] * 1e-9, 0.0)
-    return k["launch_us"] * 1e-6 + _pnorm(chain, memory, k["power"]) + combine + sequences
+    launch = (k["launch_us"] + k["dim_us"] * c["head_dim"] / 128) * 1e-6
+    return launch + _pnorm(chain, memory, k["power"]) + combine + sequences
 
 
-def delta_lanes(c: Columns, k: Constants | None = None) -> FloatArray:
+def delta_lanes(c: Columns) -> FloatArray:
     """Programs of the delta rule: one per sequence, value head and slice of 128 value channels."""
     return c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 128)
 
@@ -241,12 +247,13 @@ def _moe(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
 
 _TAIL = Constant("tail", 0.6, 0.02, 1.0)
 _COMPUTE = Constant("compute", 0.75, 0.3, 1.0)
-_FEED = Constant("feed", 2.0, 0.5, 8.0)
+_FEED = Constant("feed", 4.0, 0.5, 8.0)
 
 FORMS: Mapping[str, Form] = {
     "gemm": Form(
         (
-            _LAUNCH,
+            Constant("launch_us", 0.6, 0.1, 20.0),
+            Constant("ramp_us", 1.5, 0.05, 10.0),
             _BANDWIDTH,
             *_L2,
             _POWER,
@@ -266,7 +273,9 @@ FORMS: Mapping[str, Form] = {
             Constant("softmax", 0.3, 0.01, 3.0),
             Constant("block_us", 3.0, 0.05, 10.0),
             Constant("query_share", 0.5, 0.1, 1.0),
-            Constant("cache_share", 0.4, 0.1, 1.0),
+            Constant("cache_share", 0.2, 0.05, 0.5),
+            Constant("cache_wide", 0.03, 0.001, 0.05),
+            Constant("odd_us", 0.4, 0.01, 5.0),
             Constant("longest", 0.8, 0.1, 1.5),
             _TAIL,
         ),
@@ -282,7 +291,9 @@ FORMS: Mapping[str, Form] = {
             Constant("block_us", 1.5, 0.02, 10.0),
             Constant("wave_us", 3.0, 0.05, 10.0),
             Constant("combine_us", 1.0, 0.05, 10.0),
-            Constant("sequence_ns", 3.0, 0.01, 100.0),
+            Constant("sequence_ns", 10.0, 0.01, 100.0),
+            Constant("ramp_us", 5.0, 0.1, 60.0),
+            Constant("dim_us", 0.6, 0.01, 5.0),
             _TAIL,
         ),
         _generation_attention,
@@ -317,6 +328,10 @@ FORMS: Mapping[str, Form] = {
         _STREAM,
         _streaming("short_conv_decode", lambda c: c["batch"] * np.ceil(c["channels"] / 256)),
     ),
+    "elementwise": Form(
+        _STREAM,
+        _streaming("elementwise", lambda c: c["rows"] * np.ceil(c["width"] / 4096)),
+    ),
     "moe": Form(
         (
             Constant("launch_us", 20.0, 1.0, 80.0),
@@ -337,51 +352,3 @@ FORMS: Mapping[str, Form] = {
 def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constants: Constants) -> FloatArray:
     """Milliseconds (n,) of the calibrated form; `size` is the bytes per element."""
     return 1e3 * FORMS[kind].seconds(c, device, size, constants)
-
-
-def fit_constants(
-    table: Table,
-    *,
-    device: DeviceSpec,
-    size: int,
-    seed: int,
-    around: Constants | None = None,
-    prior_sd: float = _PRIOR_SD,
-) -> dict[str, float]:
-    """Constants of the table's form by robust least squares on log latency.
-
-    The prior is centred on `around` (another device's constants, for transfer) or on the form's own start.
-    """
-    from scipy.optimize import least_squares
-
-    form = FORMS[table.kind]
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(table), min(_FIT_ROWS, len(table)), replace=False)
-    c = columns(table.kind, table.dims[chosen])
-    measured = np.log(table.latency_ms[chosen])
-    start = np.log([(around or {}).get(k.name, k.start) for k in form.constants])
-    low = np.log([k.low for k in form.constants])
-    high = np.log([k.high for k in form.constants])
-    start = np.clip(start, low + 1e-6, high - 1e-6)
-
-    def named(theta: Sequence[float] | FloatArray) -> dict[str, float]:
-        return {k.name: float(np.exp(t)) for k, t in zip(form.constants, theta, strict=True)}
-
-    def residuals(theta: FloatArray) -> FloatArray:
-        predicted = np.log(analytic_ms(table.kind, c, device=device, size=size, constants=named(theta)))
-        return np.concatenate([(predicted - measured) / 0.05, (theta - start) / prior_sd])
-
-    best, least = start, np.inf
-    for trial in range(_STARTS):
-        begin = start + (trial > 0) * rng.normal(0, 0.4, len(start))
-        fitted = least_squares(
-            residuals,
-            np.clip(begin, low + 1e-6, high - 1e-6),
-            bounds=(low, high),
-            loss="soft_l1",
-            diff_step=[1e-3],
-            max_nfev=40,
-        )
-        if fitted.cost < least:
-            best, least = fitted.x, fitted.cost
-    return named(best)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import analytic_ms, fit_constants
+from hwsearch.costmodel.analytic import analytic_ms
+from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
-from hwsearch.costmodel.neighbours import Neighbours, fit_weights, near, row_keys
+from hwsearch.costmodel.neighbours import Neighbours, fit_weights, near, row_keys, support
 from hwsearch.costmodel.region import Region, fit_region
 from hwsearch.costmodel.residual import CrossFit, Residual, cross_fit, fit_residual
 from hwsearch.costmodel.tables import Table
@@ -22,7 +23,7 @@ __all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 
 FloatArray = NDArray[np.float64]
 _FOLDS = 3
-_GROWTH = 0.5  # of the interval's half-width per octave outside the measured region
+_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Family:
         features = feature_matrix(self.kind, c, device=device, size=size)
         excess = self.region.excess(c, size=size)
         analytic = analytic_ms(self.kind, c, device=device, size=size, constants=self.constants)
-        learned = self.residual.predict(features) + self.neighbours.correction(dims)
-        half_width = self.spread.half_width(features, Region.distance(excess))
+        correction, surroundings = self.neighbours.around(dims)
+        learned = self.residual.predict(features) + correction
+        half_width = self.spread.half_width(
+            np.hstack([features, surroundings]), Region.distance(excess), self.region.blind(excess)
+        )
         return FamilyPrediction(analytic * np.exp(learned), half_width, excess)
 
     def seen(self, dims: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -120,7 +124,12 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
         constants=constants,
         residual=residual,
         neighbours=Neighbours(table.dims, left.astype(np.float32), weights),
-        spread=fit_spread(features, crossed.left - weights.correction(*found), growth=_GROWTH, seed=seed),
+        spread=fit_spread(
+            np.hstack([features, support(found[1])]),
+            crossed.left - weights.correction(*found),
+            growth=_GROWTH,
+            seed=seed,
+        ),
         region=fit_region(table.kind, c, size=size),
     )
 

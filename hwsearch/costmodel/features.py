@@ -171,6 +171,17 @@ def _conv_decode(c: Columns, device: DeviceSpec, size: int) -> _Features:
     }
 
 
+def _elementwise(c: Columns, device: DeviceSpec, size: int) -> _Features:
+    moved = KINDS["elementwise"].bytes(c, size)
+    return {
+        "log_rows": np.log2(c["rows"]),
+        "log_width": np.log2(c["width"]),
+        "reads": c["reads"],
+        "writes": c["writes"],
+        "log_bytes": np.log2(moved / device.l2_bytes),
+    }
+
+
 def _moe(c: Columns, device: DeviceSpec, size: int) -> _Features:
     rows = c["num_tokens"] * c["topk"]
     active = np.minimum(c["num_experts"], rows)
@@ -202,6 +213,7 @@ FEATURES: Mapping[str, Callable[[Columns, DeviceSpec, int], _Features]] = {
     "delta_rule_decode": _delta_decode,
     "short_conv_prefill": _conv_prefill,
     "short_conv_decode": _conv_decode,
+    "elementwise": _elementwise,
     "moe": _moe,
 }
 

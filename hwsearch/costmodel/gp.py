@@ -87,7 +87,7 @@ def _correlation(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecipe, seed: int) -> GP:
     """Fit on features (n, F) and target (n,)."""
-    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg import cho_factor, cho_solve, lapack
     from scipy.optimize import minimize
 
     rng = np.random.default_rng(seed)
@@ -111,7 +111,8 @@ def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecip
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
         factor = cho_factor(kernel, lower=True)
         alpha = cho_solve(factor, yl)
-        inverse = cho_solve(factor, np.eye(len(yl)))
+        inverse = lapack.dpotri(factor[0], lower=True)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
         outer = np.outer(alpha, alpha) - inverse
         value = 0.5 * yl @ alpha + np.log(np.diag(factor[0])).sum()
         weighted = outer * slope * signal

@@ -137,11 +137,12 @@ def import_aiconfigurator(path: Path) -> Imported:
         else:
             for reason, count in one.left_out.items():
                 left_out[reason] = left_out.get(reason, 0) + count
+    used = [file for file, one in zip(files, read, strict=True) if one.runtime.lower() == kept]
     parts = tuple(part for one in read if one.runtime.lower() == kept for part in one.parts)
     if not any(len(part.latency_ms) for part in parts):
         raise DataError(f"{path}: no usable row; left out: {left_out or 'nothing, the tables are empty'}")
     return Imported(
-        source=f"AIConfigurator tables {', '.join(f.name for f in files)}",
+        source=f"AIConfigurator tables {', '.join(f.name for f in used)}",
         device_name=devices[0],
         runtime=spelled[kept],
         dtype="bfloat16",

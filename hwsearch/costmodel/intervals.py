@@ -23,22 +23,28 @@ COVERAGE = 0.9
 _LEAST_LOG_SIZE = 1e-3  # residuals below a tenth of a percent count as that
 _SIZE_RECIPE = TreesRecipe(trees=40, depth=4, rate=0.1, bins=32)
 _LEARN_FROM = 400  # rows; with fewer, one size fits all
+_BLIND = 0.15  # per octave along a dimension whose effect was never measured: a judgement, not a fit
+_MOST_BLIND = 0.4
 _WIDEST = 1.5  # natural-log half-width at most: a factor of 4.5 either way
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Half-width of the interval in natural-log units: quantile * size * (1 + growth * octaves outside)."""
+    """Half-width of the interval in natural-log units: quantile * size * (1 + growth * octaves outside), and
+    more along dimensions that no measurement varied."""
 
     quantile: float
     centre: float
     growth: float
     size: Trees
 
-    def half_width(self, features: NDArray[np.float32], outside: NDArray[np.float64]) -> NDArray[np.float64]:
-        """features (n, F) and octaves outside the region (n,) -> (n,)."""
+    def half_width(
+        self, features: NDArray[np.float32], outside: NDArray[np.float64], blind: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """features (n, F), octaves outside the region and along never varied dimensions (n,) -> (n,)."""
         size = np.exp(self.centre + self.size.predict(features))
-        return np.minimum(self.quantile * size * (1 + self.growth * outside), _WIDEST)
+        width: NDArray[np.float64] = self.quantile * size * (1 + self.growth * outside)
+        return np.minimum(width + np.minimum(_BLIND * blind, _MOST_BLIND), _WIDEST)
 
     def numbers(self) -> dict[str, float]:
         return {"quantile": self.quantile, "centre": self.centre, "growth": self.growth}

@@ -55,9 +55,19 @@ class Region:
 
     @staticmethod
     def distance(excess: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One number for each row of an excess (n, axes): octaves summed over the dimensions, or the totals' if larger."""
+        """Octaves (n,) outside: the sum over the dimensions of an excess (n, axes), or a total's if larger."""
         totals = len(_TOTALS)
-        return np.maximum(excess[:, :-totals].sum(axis=1), excess[:, -totals:].max(axis=1))
+        far: NDArray[np.float64] = np.maximum(
+            excess[:, :-totals].sum(axis=1), excess[:, -totals:].max(axis=1)
+        )
+        return far
+
+    def blind(self, excess: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Octaves (n,) outside along dimensions that never varied: nothing is known of their effect."""
+        totals = len(_TOTALS)
+        fixed = (self.high - self.low)[:-totals] < _SLACK
+        octaves: NDArray[np.float64] = excess[:, :-totals][:, fixed].sum(axis=1)
+        return octaves
 
     def describe(self, c: Columns, excess: NDArray[np.float64], *, size: int) -> str:
         """Which axes the outside rows leave by and how far, for example "n up to 151936 (measured to 65536)"."""

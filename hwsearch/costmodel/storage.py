@@ -62,7 +62,7 @@ def save_state(
         numbers[kind], own = family.state()
         arrays |= {f"{kind}/{name}": array for name, array in own.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

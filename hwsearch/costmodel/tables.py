@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,6 @@ from hwsearch.records import Measurement
 __all__ = [
     "Table",
     "Tables",
-    "concatenate",
-    "fingerprints",
     "merge_replicates",
     "split_table",
     "tables_from_measurements",
@@ -92,14 +90,6 @@ def tables_from_measurements(measurements: Iterable[Measurement]) -> dict[str, T
         unique, median, _ = merge_replicates(dims, np.array([entry[1] for entry in entries]))
         tables[kind] = Table(kind, unique, median)
     return tables
-
-
-def concatenate(tables: Sequence[Table]) -> Table:
-    """One table of all rows of tables of the same kind, replicates merged by their median."""
-    dims = np.concatenate([table.dims for table in tables])
-    latency = np.concatenate([table.latency_ms for table in tables])
-    unique, median, _ = merge_replicates(dims, latency)
-    return Table(tables[0].kind, unique, median)
 
 
 def split_table(table: Table, *, held_out: float, seed: int) -> tuple[Table, Table]:

@@ -8,6 +8,7 @@ import pytest
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.tables import Table
+from hwsearch.operators import columns
 
 
 def gemm_table(rows: int, *, seed: int) -> Table:
@@ -15,7 +16,8 @@ def gemm_table(rows: int, *, seed: int) -> Table:
     rng = np.random.default_rng(seed)
     dims = np.unique(np.exp2(rng.integers(10, 26, (4 * rows, 3)) / 2).astype(np.int64), axis=0)
     dims = rng.permutation(dims)[:rows]
-    m, n, k = dims.T.astype(float)
+    c = columns("gemm", dims)
+    m, n, k = c["m"], c["n"], c["k"]
     work = np.maximum(2 * m * n * k / 700e9, 2 * (m * k + n * k + m * n) / 2.9e9)
     ripple = 1 + 0.1 * np.sin(np.log2(m))
     return Table("gemm", dims, 0.003 + work * ripple)
@@ -24,7 +26,8 @@ def gemm_table(rows: int, *, seed: int) -> Table:
 def conv_table() -> Table:
     """Decode convolutions on a full grid: launch plus traffic."""
     dims = np.array([(b, c, 4) for b in 2 ** np.arange(9) for c in 512 * np.arange(1, 6)], dtype=np.int64)
-    return Table("short_conv_decode", dims, 0.002 + 16.0 * dims[:, 0] * dims[:, 1] / 2.5e9)
+    latency = 0.002 + 16.0 * dims[:, 0] * dims[:, 1] / 2.5e9
+    return Table("short_conv_decode", dims, latency.astype(np.float64))
 
 
 @pytest.fixture(scope="session")

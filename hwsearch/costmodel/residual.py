@@ -1,0 +1,120 @@
+"""The learned residual of a family: a Gaussian process for what is smooth, boosted trees for what is not.
+
+Few rows: the process carries the residual, and trees learn what it leaves, or half of the trees learn the
+residual itself and the two answers are averaged; cross-validation decides. Many rows: trees alone, because by
+then what is left is jumps between the library's kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwsearch.costmodel.gp import GP, GPRecipe, fit_gp
+from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
+
+__all__ = ["Residual", "cross_fit", "fit_residual"]
+
+FloatArray = NDArray[np.float64]
+Features = NDArray[np.float32]
+
+_MANY_ROWS = 2500
+_MEDIUM_ROWS = 1000
+_LARGE = TreesRecipe(trees=800, depth=8, rate=0.12, rows=0.4, features=0.5)
+_MEDIUM = TreesRecipe(trees=300, depth=6, rate=0.06)
+_SMALL = TreesRecipe(trees=200, depth=4, rate=0.06)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Trees, and `share` of a Gaussian process (none where share is 0)."""
+
+    trees: Trees
+    gp: GP | None
+    share: float
+
+    def predict(self, features: Features) -> FloatArray:
+        """Log of latency over its analytic form (n,) at features (n, F)."""
+        total = self.trees.predict(features).astype(np.float64)
+        if self.gp is not None:
+            total += self.share * self.gp.predict(features)
+        return total
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        arrays = {f"trees.{name}": array for name, array in self.trees.arrays().items()}
+        if self.gp is not None:
+            arrays |= {f"gp.{name}": array for name, array in self.gp.arrays().items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]], *, share: float) -> Residual:
+        trees = {k.removeprefix("trees."): a for k, a in arrays.items() if k.startswith("trees.")}
+        gp = {k.removeprefix("gp."): a for k, a in arrays.items() if k.startswith("gp.")}
+        return cls(Trees.from_arrays(trees), GP.from_arrays(gp) if share else None, share)
+
+
+def fit_residual(features: Features, target: FloatArray, *, share: float, seed: int) -> Residual:
+    """Fit on features (n, F) and target (n,).
+
+    share 0: trees alone. share 1: a process, then trees on what it leaves. In between: the average of that and
+    of trees alone, weighted by share.
+    """
+    if not share:
+        return Residual(fit_trees(features, target, recipe=_recipe(len(target)), seed=seed), None, 0.0)
+    gp, rest = _smooth_then_trees(features, target, seed)
+    if share == 1:
+        return Residual(rest, gp, 1.0)
+    own = fit_trees(features, target, recipe=_recipe(len(target)), seed=seed + 1)
+    both = Trees(
+        np.concatenate([rest.feature, own.feature]),
+        np.concatenate([rest.threshold, own.threshold]),
+        np.concatenate([rest.leaf * np.float32(share), own.leaf * np.float32(1 - share)]),
+    )
+    return Residual(both, gp, share)
+
+
+def _recipe(rows: int) -> TreesRecipe:
+    return _LARGE if rows >= _MANY_ROWS else _MEDIUM if rows >= _MEDIUM_ROWS else _SMALL
+
+
+def _smooth_then_trees(features: Features, target: FloatArray, seed: int) -> tuple[GP, Trees]:
+    gp = fit_gp(features, target, recipe=GPRecipe(), seed=seed)
+    rest = target - gp.predict(features)
+    return gp, fit_trees(features, rest, recipe=_recipe(len(target)), seed=seed)
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Of every row (n,): its fold and the residual that a model fitted without that fold leaves. `inner` holds
+    for every fold what its model leaves on all rows (folds, n)."""
+
+    share: float
+    fold: NDArray[np.int64]
+    inner: FloatArray
+
+    @property
+    def left(self) -> FloatArray:
+        return self.inner[self.fold, np.arange(len(self.fold))]
+
+
+def cross_fit(features: Features, target: FloatArray, *, folds: int, seed: int) -> CrossFit:
+    """Fit without each fold in turn, for the share of the Gaussian process that errs least."""
+    fold = np.random.default_rng(seed).permutation(len(target)) % folds
+    shares = (0.0,) if len(target) >= _MANY_ROWS else (1.0, 0.5)
+    inner = np.empty((len(shares), folds, len(target)))
+    for one in range(folds):
+        kept = fold != one
+        near, there = features[kept], target[kept]
+        own = fit_trees(near, there, recipe=_recipe(len(there)), seed=seed + 1).predict(features)
+        if shares == (0.0,):
+            inner[0, one] = target - own
+            continue
+        gp, rest = _smooth_then_trees(near, there, seed)
+        stacked = gp.predict(features) + rest.predict(features)
+        for i, share in enumerate(shares):
+            inner[i, one] = target - share * stacked - (1 - share) * own
+    found = [CrossFit(share, fold, inner[i]) for i, share in enumerate(shares)]
+    return min(found, key=lambda one: float(np.abs(one.left).mean()))
