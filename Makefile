@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,fit,torch
 
-.PHONY: demo test lint check h100-sxm clean
+.PHONY: demo test lint check clean
 
 .venv/installed: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hwsearch needs Python 3.11 or later: make PYTHON=python3.11")'

@@ -40,7 +40,9 @@ class DependencyError(HwsearchError):
     """An optional package is needed for what was asked."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'hwsearch[{extra}]'")
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'hwsearch[{extra}]'"
+        )
 
 
 class InfeasibleError(HwsearchError):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwsearch.costmodel import builtin_models as builtin
-from hwsearch.costmodel.builtin_models import build_builtin, builtin_models, load_builtin
+from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.evaluate import evaluate
 from hwsearch.costmodel.importers import import_aiconfigurator
 from hwsearch.costmodel.model import CostModel
-from hwsearch.errors import DataError, InputError
+from hwsearch.errors import InputError
 from hwsearch.operators import operator
+from hwsearch.pipeline import fit_rows, load_rows
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,9 @@ def test_names() -> None:
         load_builtin("h100")
 
 
-def test_small_and_quick_to_load() -> None:
+def test_small_on_disk() -> None:
     home = Path(builtin.__file__).parent / "builtin" / "h100-sxm"
     assert sum(file.stat().st_size for file in home.iterdir()) < 2e6
-    start = time.perf_counter()
-    load_builtin("h100-sxm")
-    assert time.perf_counter() - start < 0.5
 
 
 def test_identity(h100: CostModel) -> None:
@@ -101,6 +98,15 @@ def test_recipe_on_small_real_families_keeps_its_accuracy(shared_data: Path, h10
 
 
 @pytest.mark.shared
-def test_build_refuses_tables_of_another_device(shared_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds tables of NVIDIA L40S"):
-        build_builtin("h100-sxm", data_dir=shared_data / "data" / "l40s", out=tmp_path)
+def test_the_shipped_model_can_be_rebuilt(shared_data: Path, h100: CostModel) -> None:
+    """Families are fitted apart from one another, so a few small ones stand for all."""
+    rows = load_rows(shared_data / "data" / "h100_sxm" / "gdn.parquet")
+    rebuilt = fit_rows(rows, seed=h100.seed)
+    assert (rebuilt.device, rebuilt.runtime) == (h100.device, h100.runtime)
+    for kind, table in rows.tables.items():
+        np.testing.assert_allclose(
+            rebuilt.predict_table(kind, table.dims).median_ms,
+            h100.predict_table(kind, table.dims).median_ms,
+            rtol=5e-3,  # the order of BLAS sums differs between machines and thread counts
+        )
+        assert h100.families[kind].seen(table.dims).all()
