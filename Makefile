@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := dev,fit,torch
+EXTRAS := dev,torch
 
 .PHONY: demo test lint check clean
 

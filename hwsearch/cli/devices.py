@@ -62,7 +62,7 @@ def command(*, as_json: bool) -> None:
         )
     console().print(shown)
     for name, model in models.items():
-        console().print(f"{name}: fitted from {model.source}", markup=False)
+        console().print(f"{name} is fitted from {model.source}", markup=False, soft_wrap=True)
 
 
 def _model_json(model: CostModel | None) -> dict[str, object] | None:

@@ -11,6 +11,7 @@ from hwsearch.cli.output import console, emit_json, json_option, milliseconds, n
 from hwsearch.errors import InputError
 from hwsearch.operators import KINDS, Operator
 from hwsearch.pipeline import operators_of
+from hwsearch.profilers.environment import torch_device
 from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.run import Progress, profile
 from hwsearch.profilers.store import Store
@@ -54,6 +55,7 @@ def command(
     What the store already holds is not measured again: interrupt it and call it again to go on.
     """
     operators = _operators(device, points, space, base, workloads, seed)
+    torch_device(device)  # refuses a device that is not there before a store is made
     with Store.open(output, create=True) as store, progress() as bar:
         task = bar.add_task("measuring", total=len(operators), status="")
 

@@ -50,6 +50,7 @@ _COLUMNS = {  # what a table of each op_name must have, and may have besides
 }
 _DTYPE_COLUMNS = ("gemm_dtype", "attn_dtype", "kv_cache_dtype", "moe_dtype")
 _LEFT_OUT_HEAD_DIM = 512
+_ORIGIN = "NVIDIA AIConfigurator's performance tables (github.com/ai-dynamo/aiconfigurator, Apache-2.0)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def import_aiconfigurator(path: Path) -> Imported:
     if not any(len(part.latency_ms) for part in parts):
         raise DataError(f"{path}: no usable row; left out: {left_out or 'nothing, the tables are empty'}")
     return Imported(
-        source=f"AIConfigurator tables {', '.join(f.name for f in used)}",
+        source=f"{_ORIGIN}: {', '.join(f.name for f in used)}",
         device_name=devices[0],
         runtime=spelled[kept],
         dtype="bfloat16",
@@ -175,7 +176,7 @@ def _read_raw(path: Path) -> _Raw:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DependencyError("pyarrow", extra="fit", purpose="reading parquet tables") from error
+        raise DependencyError("pyarrow", extra="parquet", purpose="reading parquet tables") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:

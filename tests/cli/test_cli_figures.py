@@ -113,6 +113,7 @@ def test_tables_for_people_are_whole_and_without_colour_in_a_pipe(hwsearch: Call
         (("fit", "nowhere.db", "-o", "model"), "nowhere.db does not exist"),
         (("import", "aiconfigurator", "nowhere", "-o", "x.db"), "nowhere"),
         (("profile", "--device", "tpu", "-o", "x.db"), "tpu"),
+        (("profile", "--device", "cuda:99", "-o", "x.db"), "cuda:99"),
         (("profile", "--base", "Qwen3-1.7B", "-o", "x.db"), "add --space postnas"),
         (("profile", "--space", "postnas", "-o", "x.db"), "--space needs --base"),
     ],

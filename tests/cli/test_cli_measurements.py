@@ -10,7 +10,6 @@ from tests.cli.conftest import Call
 from tests.cli.test_cli_figures import _assert_documented
 
 pytest.importorskip("torch")
-pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
