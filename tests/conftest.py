@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before anything imports numpy or torch: workers that each take every core wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

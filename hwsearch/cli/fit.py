@@ -31,9 +31,9 @@ def command(*, file: Path, output: Path, seed: int, as_json: bool) -> None:
     rows = load_rows(file)
     with working("fitting"):
         model = fit_rows(rows, seed=seed)
-    model.save(output)
     with working("judging the recipe on held-out rows"):
         judged = evaluate(model, rows.tables, as_is=False, seed=seed)
+    model.save(output)
     if as_json:
         emit_json({"model": str(output), **evaluation_json(judged, model, left_out=rows.left_out)})
         return

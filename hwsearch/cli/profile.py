@@ -27,7 +27,7 @@ __all__ = ["command"]
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to add to.")
 @click.option(
     "--points",
-    default=60,
+    default=160,
     show_default=True,
     type=click.IntRange(min=1),
     help="How many operators of the default plan, a spread over every kind.",

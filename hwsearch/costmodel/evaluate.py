@@ -6,12 +6,13 @@ the recipe is), or judge the model as it is on the operators it has not been fit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.model import LEAST_ROWS, CostModel
 from hwsearch.costmodel.tables import Table, Tables, split_table
 from hwsearch.errors import DataError
 
@@ -68,6 +69,12 @@ def evaluate(model: CostModel, tables: Tables, *, as_is: bool, seed: int) -> Eva
         fitted: dict[str, Table] = {}
         held = {}
         for kind, table in tables.items():
+            needed = math.ceil(LEAST_ROWS / (1 - _HELD_OUT))
+            if len(table) < needed:
+                raise DataError(
+                    f"{kind}: {len(table)} measured operators; to fit on a part and judge on the rest takes at least "
+                    f"{needed}: measure more (hwsearch profile --points)"
+                )
             fitted[kind], held[kind] = split_table(table, held_out=_HELD_OUT, seed=seed)
         skipped = dict.fromkeys(held, 0)
         judged = CostModel.fit(

@@ -21,11 +21,11 @@ from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator, columns, dtype_bytes, kind_named
 from hwsearch.records import DeviceSpec
 
-__all__ = ["EXTRAPOLATED", "MEASURED", "PROVENANCES", "ROOFLINE", "CostModel", "Prediction"]
+__all__ = ["EXTRAPOLATED", "LEAST_ROWS", "MEASURED", "PROVENANCES", "ROOFLINE", "CostModel", "Prediction"]
 
 MEASURED, EXTRAPOLATED, ROOFLINE = 0, 1, 2
 PROVENANCES = ("measured family", "extrapolated", "roofline")
-_LEAST_ROWS = 12
+LEAST_ROWS = 12
 _BLOCK = 65536
 
 
@@ -70,15 +70,18 @@ class CostModel:
         seed: int,
     ) -> CostModel:
         """Fit one family for each table. DataError for a table too small to fit and judge."""
+        from threadpoolctl import threadpool_limits
+
         size = dtype_bytes(dtype)
         families = {}
         for kind in sorted(tables):
-            if len(tables[kind]) < _LEAST_ROWS:
+            if len(tables[kind]) < LEAST_ROWS:
                 raise DataError(
-                    f"{kind}: {len(tables[kind])} measured operators; a fit needs at least {_LEAST_ROWS}: "
-                    "measure more, or leave this kind out"
+                    f"{kind}: {len(tables[kind])} measured operators; a fit needs at least {LEAST_ROWS}: measure more"
                 )
-            families[kind] = fit_family(tables[kind], device=device, size=size, seed=seed)
+            # The matrices are small: threads cost more than they give, and one gives the same sums everywhere.
+            with threadpool_limits(limits=1):
+                families[kind] = fit_family(tables[kind], device=device, size=size, seed=seed)
         return cls(device=device, runtime=runtime, dtype=dtype, source=source, seed=seed, families=families)
 
     def predict(self, operators: Sequence[Operator]) -> Prediction:

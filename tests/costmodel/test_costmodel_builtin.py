@@ -107,6 +107,6 @@ def test_the_shipped_model_can_be_rebuilt(shared_data: Path, h100: CostModel) ->
         np.testing.assert_allclose(
             rebuilt.predict_table(kind, table.dims).median_ms,
             h100.predict_table(kind, table.dims).median_ms,
-            rtol=5e-3,  # the order of BLAS sums differs between machines and thread counts
+            rtol=5e-3,  # BLAS libraries differ in the last bits, and trees may split elsewhere for it
         )
         assert h100.families[kind].seen(table.dims).all()
