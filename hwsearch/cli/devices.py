@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
+from hwsearch.cli.evaluate import errors_table
 from hwsearch.cli.output import console, emit_json, json_option, size, table
 from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.devices import DEVICES
@@ -13,8 +16,11 @@ __all__ = ["command"]
 
 
 @click.command("devices")
+@click.option(
+    "--detail", is_flag=True, help="Also the errors of each cost model on rows it was not fitted on."
+)
 @json_option
-def command(*, as_json: bool) -> None:
+def command(*, detail: bool, as_json: bool) -> None:
     """Devices known by their datasheets, and the fitted cost models that ship with the package."""
     models = {name: load_builtin(name) for name in builtin_models()}
     if as_json:
@@ -63,6 +69,11 @@ def command(*, as_json: bool) -> None:
     console().print(shown)
     for name, model in models.items():
         console().print(f"{name} is fitted from {model.source}", markup=False, soft_wrap=True)
+        if detail:
+            title = (
+                f"{name}, errors in percent: the recipe fitted on 80% of the rows, judged on the other 20%"
+            )
+            console().print(errors_table(title, model.held_out))
 
 
 def _model_json(model: CostModel | None) -> dict[str, object] | None:
@@ -73,4 +84,5 @@ def _model_json(model: CostModel | None) -> dict[str, object] | None:
         "dtype": model.dtype,
         "source": model.source,
         "operators": sorted(model.families),
+        "held_out": {kind: asdict(errors) for kind, errors in model.held_out.items()},
     }

@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import console, emit_json, json_option, note, table, working
+from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.evaluate import Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
 from hwsearch.pipeline import cost_model_named, load_rows
 
-__all__ = ["command", "evaluation_json", "print_evaluation"]
+__all__ = ["command", "errors_table", "evaluation_json", "print_evaluation"]
 
 
 @click.command("evaluate")
@@ -48,7 +50,7 @@ def command(*, model: str, file: Path, as_is: bool, seed: int, as_json: bool) ->
     if as_json:
         emit_json({"model": model, **evaluation_json(judged, saved, left_out=rows.left_out)})
     else:
-        print_evaluation(judged, saved, left_out=rows.left_out, to=console())
+        print_evaluation(judged, left_out=rows.left_out, to=console())
 
 
 def evaluation_json(judged: Evaluation, model: CostModel, *, left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -62,11 +64,16 @@ def evaluation_json(judged: Evaluation, model: CostModel, *, left_out: Mapping[s
     }
 
 
-def print_evaluation(
-    judged: Evaluation, model: CostModel, *, left_out: Mapping[str, int], to: Console
-) -> None:
+def print_evaluation(judged: Evaluation, *, left_out: Mapping[str, int], to: Console) -> None:
+    to.print(errors_table(f"Errors in percent: {judged.how}", judged.operators))
+    for reason, count in left_out.items():
+        to.print(f"left out: {count} rows, {reason}", markup=False, soft_wrap=True)
+
+
+def errors_table(title: str, operators: Mapping[str, OperatorErrors]) -> Table:
+    """Errors by kind of operator."""
     shown = table(
-        f"Errors in percent: {judged.how}",
+        title,
         "operator",
         "rows",
         "MAPE",
@@ -76,7 +83,7 @@ def print_evaluation(
         "summed time",
         "seen, skipped",
     )
-    for kind, e in judged.operators.items():
+    for kind, e in operators.items():
         shown.add_row(
             kind,
             str(e.rows),
@@ -87,6 +94,4 @@ def print_evaluation(
             f"{e.summed_time:+.2f}",
             str(e.skipped_seen),
         )
-    to.print(shown)
-    for reason, count in left_out.items():
-        to.print(f"left out: {count} rows, {reason}", markup=False, soft_wrap=True)
+    return shown

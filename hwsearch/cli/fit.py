@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -33,9 +34,10 @@ def command(*, file: Path, output: Path, seed: int, as_json: bool) -> None:
         model = fit_rows(rows, seed=seed)
     with working("judging the recipe on held-out rows"):
         judged = evaluate(model, rows.tables, as_is=False, seed=seed)
+    model = replace(model, held_out=judged.operators)
     model.save(output)
     if as_json:
         emit_json({"model": str(output), **evaluation_json(judged, model, left_out=rows.left_out)})
         return
-    print_evaluation(judged, model, left_out=rows.left_out, to=console())
+    print_evaluation(judged, left_out=rows.left_out, to=console())
     console().print(f"model: {output}", markup=False)

@@ -10,33 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from hwsearch.costmodel.accuracy import OperatorErrors, operator_errors
 from hwsearch.costmodel.model import LEAST_ROWS, CostModel
 from hwsearch.costmodel.tables import Table, Tables, split_table
 from hwsearch.errors import DataError
 
-__all__ = ["Evaluation", "OperatorErrors", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
 
 _HELD_OUT = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorErrors:
-    """Errors of one kind of operator on `rows` operators, in percent.
-
-    mape: mean absolute error over the measured latency. coverage_90: how often the measurement lay in the 90%
-    interval. summed_time: signed error of the predicted total over all rows. skipped_seen: rows that were not
-    judged because the model had been fitted on them.
-    """
-
-    rows: int
-    mape: float
-    median_ape: float
-    p95_ape: float
-    coverage_90: float
-    summed_time: float
-    skipped_seen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +82,10 @@ def evaluate(model: CostModel, tables: Tables, *, as_is: bool, seed: int) -> Eva
 
 def _errors(model: CostModel, table: Table, skipped: int) -> OperatorErrors:
     predicted = model.predict_table(table.kind, table.dims)
-    error = np.abs(predicted.median_ms / table.latency_ms - 1)
-    inside = (predicted.low_ms <= table.latency_ms) & (table.latency_ms <= predicted.high_ms)
-    return OperatorErrors(
-        rows=len(table),
-        mape=100 * float(error.mean()),
-        median_ape=100 * float(np.median(error)),
-        p95_ape=100 * float(np.quantile(error, 0.95)),
-        coverage_90=100 * float(inside.mean()),
-        summed_time=100 * float(predicted.median_ms.sum() / table.latency_ms.sum() - 1),
+    return operator_errors(
+        table.latency_ms,
+        median_ms=predicted.median_ms,
+        low_ms=predicted.low_ms,
+        high_ms=predicted.high_ms,
         skipped_seen=skipped,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.family import Family, fit_family
 from hwsearch.costmodel.roofline import ROOFLINE_FACTOR, roofline_ms
 from hwsearch.costmodel.storage import load_state, save_state
@@ -49,7 +50,11 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """A fitted cost model; `source` says where its measurements come from."""
+    """A fitted cost model; `source` says where its measurements come from.
+
+    held_out: errors of the same recipe fitted on a part of the measurements and judged on the rest; empty where
+    nobody has judged it.
+    """
 
     device: DeviceSpec
     runtime: str
@@ -57,6 +62,7 @@ class CostModel:
     source: str
     seed: int
     families: Mapping[str, Family] = field(repr=False)
+    held_out: Mapping[str, OperatorErrors] = field(default_factory=dict, repr=False)
 
     @classmethod
     def fit(
@@ -150,6 +156,7 @@ class CostModel:
             source=self.source,
             seed=self.seed,
             families=self.families,
+            held_out=self.held_out,
         )
 
     @classmethod
@@ -163,4 +170,5 @@ class CostModel:
             source=state.source,
             seed=state.seed,
             families=state.families,
+            held_out=state.held_out,
         )

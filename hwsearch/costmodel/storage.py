@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.family import Family, family_from_state
 from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import KINDS
@@ -41,6 +42,7 @@ class ModelState:
     source: str
     seed: int
     families: Mapping[str, Family]
+    held_out: Mapping[str, OperatorErrors]
 
 
 def save_state(
@@ -52,6 +54,7 @@ def save_state(
     source: str,
     seed: int,
     families: Mapping[str, Family],
+    held_out: Mapping[str, OperatorErrors],
 ) -> None:
     """Write the folder `path`; OutputError where that is impossible or would overwrite something else."""
     if path.exists() and not (path / "model.json").is_file():
@@ -72,6 +75,7 @@ def save_state(
         "source": source,
         "seed": seed,
         "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "held_out": {kind: asdict(errors) for kind, errors in held_out.items()},
         "families": numbers,
     }
     try:
@@ -155,6 +159,9 @@ def load_state(path: Path) -> ModelState:
             source=document["source"],
             seed=document["seed"],
             families=families,
+            held_out={
+                kind: OperatorErrors(**errors) for kind, errors in document.get("held_out", {}).items()
+            },
         )
     except (KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a whole cost model ({error!r}): fit it again") from error
