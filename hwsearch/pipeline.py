@@ -236,6 +236,11 @@ def search_task(
     )
     space = full.restrict(list(shares))
     for kind, limit in _count_limits(budgets).items():
+        if limit.at_least and kind not in space.kinds:
+            raise InputError(
+                f"{kind}>={limit.at_least}: {kind} is not in the space"
+                + (f"; include it by --assume {kind}=SHARE" if kind in unknown else "")
+            )
         space = space.limit(kind, limit)
     latency = _latency_cost(space, model, workload)
     memory = _memory_cost(space, workload)

@@ -16,7 +16,8 @@ from hwsearch.cli.output import console, emit_json, json_option, note, table, wo
 from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.evaluate import Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
-from hwsearch.pipeline import cost_model_named, load_rows
+from hwsearch.errors import InputError
+from hwsearch.pipeline import Rows, cost_model_named, load_rows
 
 __all__ = ["command", "errors_table", "evaluation_json", "print_evaluation"]
 
@@ -40,17 +41,33 @@ def command(*, model: str, file: Path, as_is: bool, seed: int, as_json: bool) ->
     """
     saved = cost_model_named(model)
     rows = load_rows(file)
-    if (rows.device.device_name, rows.runtime) != (saved.device.device_name, saved.runtime):
-        note(
-            f"{file} was measured on {rows.device.device_name} with {rows.runtime}; "
-            f"{model} was fitted for {saved.device.device_name} with {saved.runtime}"
-        )
+    foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
     with working("judging" if as_is else "fitting on 80% of the rows"):
-        judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed)
+        judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed, foreign=foreign)
     if as_json:
         emit_json({"model": model, **evaluation_json(judged, saved, left_out=rows.left_out)})
     else:
         print_evaluation(judged, left_out=rows.left_out, to=console())
+
+
+def _check_origin(rows: Rows, saved: CostModel, *, file: Path, model: str, as_is: bool) -> bool:
+    """Whether the rows come from another device or runtime than the model; says so, or refuses what means nothing."""
+    if rows.dtype != saved.dtype:
+        raise InputError(f"{file} was measured in {rows.dtype} and {model} was fitted for {saved.dtype}")
+    other_device = rows.device.device_name != saved.device.device_name
+    if other_device and not as_is:
+        raise InputError(
+            f"{file} was measured on {rows.device.device_name} and {model} is for {saved.device.device_name}: judge "
+            "the saved model on it with --as-is, or fit a model of its own (hwsearch fit)"
+        )
+    # Tables of one runtime spell its name in different cases.
+    foreign = other_device or rows.runtime.casefold() != saved.runtime.casefold()
+    if foreign:
+        note(
+            f"{file} was measured on {rows.device.device_name} with {rows.runtime}; "
+            f"{model} was fitted for {saved.device.device_name} with {saved.runtime}"
+        )
+    return foreign
 
 
 def evaluation_json(judged: Evaluation, model: CostModel, *, left_out: Mapping[str, int]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from hwsearch.costmodel.accuracy import OperatorErrors, operator_errors
 from hwsearch.costmodel.model import LEAST_ROWS, CostModel
 from hwsearch.costmodel.tables import Table, Tables, split_table
@@ -28,21 +30,27 @@ class Evaluation:
     operators: Mapping[str, OperatorErrors]
 
 
-def evaluate(model: CostModel, tables: Tables, *, as_is: bool, seed: int) -> Evaluation:
+def evaluate(
+    model: CostModel, tables: Tables, *, as_is: bool, seed: int, foreign: bool = False
+) -> Evaluation:
     """Errors on unseen rows; kinds without a fitted family are not judged.
 
-    as_is: judge `model` itself on the operators of `tables` it was not fitted on. Otherwise a copy of its recipe
+    as_is: judge `model` itself on the operators of `tables` it was not fitted on, or on all of them where they are
+    `foreign`, measured on another device or runtime. Otherwise a copy of its recipe
     is fitted on a random 80% of `tables` and judged on the other 20%; `seed` draws the split.
 
     Raises DataError where no row is left to judge.
     """
     if as_is:
-        how = "the saved model, on the operators it was not fitted on"
+        how = "the saved model, on " + (
+            "measurements of another device or runtime" if foreign else "the operators it was not fitted on"
+        )
         held = {}
         skipped = {}
         for kind, table in tables.items():
             if kind in model.families:
-                seen = model.families[kind].seen(table.dims)
+                known = model.families[kind].seen(table.dims)
+                seen = np.zeros_like(known) if foreign else known
                 held[kind], skipped[kind] = table.take(~seen), int(seen.sum())
         judged = model
     else:

@@ -55,7 +55,7 @@ def reachable(problem: Problem, budget: Budget, *, within: Sequence[Budget] = ()
 def explain(problem: Problem) -> str:
     """One message for a problem that no genome meets: which budgets bind, and the best that can be reached."""
     alone = [(budget, reachable(problem, budget)) for budget in problem.budgets]
-    if any(reach is None for _, reach in alone):
+    if not alone or any(reach is None for _, reach in alone):
         return "the space is empty: its limits, ties and forbidden pairs leave no architecture"
     hopeless = [(b, reach) for b, reach in alone if reach is not None and reach.value > b.at_most]
     if hopeless:

@@ -79,7 +79,7 @@ class SearchSpace:
             at_most = self.num_layers if limit.at_most is None else limit.at_most
             if not 0 <= limit.at_least <= at_most:
                 raise InputError(
-                    f"{kind}: at least {limit.at_least} and at most {limit.at_most} layers is impossible"
+                    f"{kind}: at least {limit.at_least} and at most {at_most} of {self.num_layers} layers is impossible"
                 )
 
     @property

@@ -11,7 +11,8 @@ from hwsearch.errors import DataError
 __all__ = ["PositiveInt", "Spec", "parse", "problems"]
 
 S = TypeVar("S", bound="Spec")
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+# The upper bound keeps products of two dimensions, a few times over, inside 64 bits.
+PositiveInt = Annotated[int, Field(ge=1, le=2**30, strict=True)]
 
 
 class Spec(BaseModel):

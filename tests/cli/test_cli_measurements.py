@@ -93,6 +93,18 @@ def test_import_then_evaluate_gives_what_the_tables_give(
 
 
 @pytest.mark.shared
+def test_rows_of_another_device_or_dtype_are_not_taken_for_the_models_own(
+    hwsearch: Call, shared_data: Path, folder: Path
+) -> None:
+    other = shared_data / "data" / "h200_sxm" / "gdn.parquet"
+    assert "--as-is" in hwsearch("evaluate", "h100-sxm", other).complaint
+    judged = hwsearch("evaluate", "h100-sxm", other, "--as-is", "--json")
+    assert "was measured on NVIDIA H200" in judged.err
+    assert all(errors["skipped_seen"] == 0 for errors in judged.json["operators"].values())
+    assert "float32" in hwsearch("evaluate", "h100-sxm", folder / "cpu.db").complaint
+
+
+@pytest.mark.shared
 def test_a_truncated_table_is_refused(hwsearch: Call, shared_data: Path, tmp_path: Path) -> None:
     whole = (shared_data / "data" / "h100_sxm" / "gdn.parquet").read_bytes()
     broken = tmp_path / "gdn.parquet"
