@@ -63,14 +63,17 @@ def _live_elements(op: Operator) -> int:
 
 def layer_activation_bytes(layer: LayerSpec, hidden_size: int, workload: Workload) -> int:
     """Peak activation bytes while a layer runs, the residual stream included."""
-    largest = max(_live_elements(op) for op in layer.lower(hidden_size, workload))
-    return (workload.tokens * hidden_size + largest) * workload.element_bytes
+    largest = max(_live_elements(op) for op in set(layer.lower(hidden_size, workload)))
+    return (workload.pass_tokens * hidden_size + largest) * workload.element_bytes
 
 
 def head_activation_bytes(architecture: Architecture, workload: Workload) -> int:
     """Activation bytes while the LM head runs on the last token of each sequence; its logits are fp32."""
     base = architecture.base
-    return workload.tokens * base.hidden_size * workload.element_bytes + workload.batch * base.vocab_size * 4
+    return (
+        workload.pass_tokens * base.hidden_size * workload.element_bytes
+        + workload.batch * base.vocab_size * 4
+    )
 
 
 def memory_of(architecture: Architecture, workload: Workload, *, device_bytes: int) -> Memory:
