@@ -68,8 +68,9 @@ def layer_activation_bytes(
 ) -> int:
     """Peak activation bytes while a layer runs, the residual stream included."""
     size = workload.element_bytes
-    mixer = max((_live_elements(op) for op in set(host.mixer(layer, hidden_size, workload))), default=0)
-    ffn = max(_live_elements(op) for op in set(host.ffn(layer, hidden_size, workload)))
+    first = workload.passes[0]  # none is larger
+    mixer = max((_live_elements(op) for op in host.mixer(layer, hidden_size, first)), default=0)
+    ffn = max(_live_elements(op) for op in host.ffn(layer, hidden_size, first))
     largest = max(mixer * size + host.transient_bytes(layer, workload), ffn * size)
     return workload.pass_tokens * hidden_size * size + largest
 
