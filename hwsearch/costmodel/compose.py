@@ -19,7 +19,7 @@ from hwsearch.costmodel.attribution import Share, ceilings
 from hwsearch.costmodel.host import ENGINE, Host
 from hwsearch.costmodel.memory import Memory, memory_of
 from hwsearch.costmodel.model import PROVENANCES, CostModel
-from hwsearch.costmodel.roofline import ROOFLINE_FACTOR
+from hwsearch.costmodel.roofline import BANDWIDTH_SHARE, ROOFLINE_FACTOR
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator, dtype_bytes
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
@@ -115,7 +115,7 @@ class _Prices:
             distinct, device=model.device, size=dtype_bytes(model.dtype)
         )
         self._copy_bandwidth = (host.copy_share or 1.0) * model.device.bandwidth
-        self._copy_roofline = model.device.bandwidth
+        self._reachable = BANDWIDTH_SHARE * model.device.bandwidth
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -147,7 +147,10 @@ class _Prices:
             below[CACHE_COPY] = copy - copy / ROOFLINE_FACTOR
             above[CACHE_COPY] = copy * ROOFLINE_FACTOR - copy
             shares[CACHE_COPY].add(
-                latency_ms=copy, roofline_ms=1e3 * part.copied_bytes / self._copy_roofline, bound="memory"
+                latency_ms=copy,
+                roofline_ms=1e3 * part.copied_bytes / self._reachable,
+                bound="memory",
+                kernels=0,
             )
         return Latency(
             median_ms=total,
