@@ -11,8 +11,10 @@ import pytest
 
 from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.host import ENGINE, HF_EAGER
+from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.searchspace.references import architecture_named
+from hwsearch.searchspace.workload import Workload
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "published.py"
 
@@ -64,6 +66,14 @@ def test_nine_shapes_of_equal_cache_have_equal_throughput(published: ModuleType,
 def test_the_rule_gives_the_stated_batch_and_chunk_of_qwen3(published: ModuleType, h100: CostModel) -> None:
     """Table 3 states batch 8 and chunk 16384 at 64K."""
     assert published.rule(architecture_named("Qwen3-1.7B"), 65536, h100, HF_EAGER) == (8, 16384)
+
+
+def test_the_stated_batches_and_chunks_of_jet_nemotron_fit(published: ModuleType, h100: CostModel) -> None:
+    jet = architecture_named("jet-nemotron-2b")
+    for context, ((batch, chunk), _, _) in published.SPEED_UPS.items():
+        workload = Workload(phase="prefill", batch=batch, context=context * 1024, chunk=chunk)
+        memory = memory_of(jet, workload, device_bytes=h100.device.memory_bytes, host=HF_EAGER)
+        assert memory.max_batch >= batch, workload
 
 
 def test_models_that_only_the_script_describes_have_the_published_cache(published: ModuleType) -> None:
