@@ -10,6 +10,7 @@ from rich.console import Console
 from hwsearch.cli.output import milliseconds, size, table
 from hwsearch.costmodel.attribution import Share, joined
 from hwsearch.costmodel.compose import Latency, LayerCost, ModelCost
+from hwsearch.costmodel.energy import energy_j
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 
 __all__ = ["model_cost_json", "print_model_cost"]
@@ -45,6 +46,7 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "latency_ms_by_operator": cost.latency.by_operator,
         "latency_ms_by_provenance": cost.latency.by_provenance,
         "host_ms": cost.host_ms,
+        "energy_j_analytic": energy_j(model.device.name, latency_ms=cost.latency.median_ms),
         **_whole_json(cost.latency),
         "attribution": {kind: _share_json(share, cost) for kind, share in cost.latency.shares.items()},
         "embedding_ms": cost.embedding_ms,
@@ -150,6 +152,11 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     )
     for name, text in lines:
         to.print(f"{name:<20}{text}", markup=False, soft_wrap=True)
+    if (joules := energy_j(model.device.name, latency_ms=total)) is not None:
+        per_token = f"{joules / w.tokens:.3g} J per token"
+        to.print(
+            f"{'energy':<20}at most {joules:.3g} J, {per_token}; analytic, from the power limit", markup=False
+        )
     if m.total_bytes > model.device.memory_bytes:
         to.print(f"does not fit: {model.device.name} has {size(model.device.memory_bytes)}", style="bold")
     for text in cost.notes:

@@ -28,6 +28,8 @@ def test_both_hosts_print_the_documented_keys_and_their_name(hwsearch: Call) -> 
     assert found["hf-eager"]["latency_ms"] > 4 * found["engine"]["latency_ms"]
     assert found["hf-eager"]["attribution"]["cache_copy"]["bound"] == "memory"
     assert found["engine"]["host_ms"] == 0
+    # 700 W for as many milliseconds
+    assert found["engine"]["energy_j_analytic"] == pytest.approx(0.7 * found["engine"]["latency_ms"])
 
 
 @pytest.mark.parametrize(
