@@ -20,7 +20,7 @@ device_option: _Decorator = click.option(
 workload_option: _Decorator = click.option(
     "--workload",
     required=True,
-    help="prefill:batch=N,context=N or decode:batch=N,context=N; 64k stands for 65536.",
+    help="prefill:batch=N,context=N[,chunk=N] or decode:batch=N,context=N; 64k stands for 65536.",
 )
 seed_option: _Decorator = click.option(
     "--seed", default=0, show_default=True, help="Seed of everything random."

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from hwsearch.cli.compare import comparison_json, print_comparison
 from hwsearch.cli.options import device_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option
 from hwsearch.cli.report import model_cost_json, print_model_cost
-from hwsearch.costmodel.compose import model_cost
+from hwsearch.cli.sweep import plot_sweep, print_sweep, read_sweep, sweep_json
+from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
+from hwsearch.costmodel.host import ENGINE, HOSTS, Host, host_named
+from hwsearch.costmodel.memory import memory_of
+from hwsearch.costmodel.model import CostModel
+from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline import cost_model_named
+from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.references import architecture_named
-from hwsearch.searchspace.workload import Workload
+from hwsearch.searchspace.workload import Workload, read_workload
 
 __all__ = ["command"]
 
@@ -23,13 +32,95 @@ __all__ = ["command"]
 )
 @device_option
 @workload_option
+@click.option(
+    "--host",
+    default=ENGINE.name,
+    show_default=True,
+    metavar="|".join(HOSTS),
+    help="The software around the kernels: a serving engine, or Hugging Face's eager modules.",
+)
+@click.option(
+    "--compare", multiple=True, metavar="ARCH", help="Another architecture, side by side; repeatable."
+)
+@click.option(
+    "--sweep", metavar="NAME=LOW..HIGH", help="Double context or batch: context=4k..256k, batch=1..64."
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --sweep: a figure; the file's ending tells its format.",
+)
 @json_option
-def command(*, arch: str, device: str, workload: str, as_json: bool) -> None:
-    """Latency with its 90% interval, throughput, memory and the largest batch, layer by layer."""
-    architecture = architecture_named(arch)
+def command(
+    *,
+    arch: str,
+    device: str,
+    workload: str,
+    host: str,
+    compare: tuple[str, ...],
+    sweep: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Latency with its 90% interval, throughput, memory and the largest batch, layer by layer.
+
+    batch=max in the workload stands for the largest batch that fits.
+    """
+    if plot is not None and sweep is None:
+        raise InputError("--plot draws a sweep: add for example --sweep context=4k..256k")
+    architectures = [architecture_named(name) for name in (arch, *compare)]
+    profile = host_named(host)
     model = cost_model_named(device)
-    cost = model_cost(architecture, Workload.from_text(workload, dtype=model.dtype), model=model)
-    if as_json:
-        emit_json(model_cost_json(cost, model))
+    asked, largest = read_workload(workload, dtype=model.dtype)
+
+    def cost_of(architecture: Architecture, at: Workload) -> ModelCost:
+        if largest:
+            at = _filled(architecture, at, model=model, host=profile)
+        return model_cost(architecture, at, model=model, host=profile)
+
+    if sweep is not None:
+        swept, values = read_sweep(sweep)
+        if swept == "batch" and largest:
+            raise InputError(
+                "--sweep batch and batch=max contradict each other: write batch=1 in the workload"
+            )
+        series = [
+            [cost_of(architecture, _at(asked, swept, value)) for value in values]
+            for architecture in architectures
+        ]
+        if plot is not None:
+            plot_sweep(series, swept, values, model=model, path=plot)
+        if as_json:
+            emit_json(sweep_json(series, swept, values, model=model))
+        else:
+            print_sweep(series, swept, values, model=model, to=console())
+        return
+    costs = [cost_of(architecture, asked) for architecture in architectures]
+    if compare:
+        if as_json:
+            emit_json(comparison_json(costs, model))
+        else:
+            print_comparison(costs, model, to=console())
+    elif as_json:
+        emit_json(model_cost_json(costs[0], model))
     else:
-        print_model_cost(cost, model, to=console())
+        print_model_cost(costs[0], model, to=console())
+
+
+def _at(workload: Workload, swept: str, value: int) -> Workload:
+    """A point of a sweep, read as text so that one which cannot be is refused as one that was typed."""
+    return Workload.from_text(str(workload.model_copy(update={swept: value})))
+
+
+def _filled(architecture: Architecture, workload: Workload, *, model: CostModel, host: Host) -> Workload:
+    """The workload at the largest batch that fits. InfeasibleError where not even one sequence does."""
+    check_dtype(model, workload)
+    memory = memory_of(architecture, workload, device_bytes=model.device.memory_bytes, host=host)
+    if not memory.max_batch:
+        raise InfeasibleError(
+            f"{architecture.name} does not fit on {model.device.name} with one sequence of {workload.context} "
+            f"tokens: it needs {memory.total_bytes / 2**30:.1f} GiB of {host.usable_share:.0%} of "
+            f"{model.device.memory_bytes / 2**30:.0f} GiB; shorten the context, cut a prefill into chunks "
+            "(chunk=2k), or choose a larger device"
+        )
+    return workload.replace(batch=memory.max_batch)

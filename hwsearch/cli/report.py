@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
-from hwsearch.costmodel.compose import LayerCost, ModelCost
+from hwsearch.costmodel.attribution import Share, joined
+from hwsearch.costmodel.compose import Latency, LayerCost, ModelCost
+from hwsearch.costmodel.energy import energy_j
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 
 __all__ = ["model_cost_json", "print_model_cost"]
@@ -23,6 +25,7 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "architecture": a.name,
         "device": model.device.name,
         "runtime": model.runtime,
+        "host": cost.host.name,
         "workload": str(w),
         "dtype": w.dtype,
         "parameters": a.parameters,
@@ -42,6 +45,10 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "throughput_tokens_per_s": cost.throughput_tokens_per_s,
         "latency_ms_by_operator": cost.latency.by_operator,
         "latency_ms_by_provenance": cost.latency.by_provenance,
+        "host_ms": cost.host_ms,
+        "energy_j_analytic": energy_j(model.device.name, latency_ms=cost.latency.median_ms),
+        **_whole_json(cost.latency),
+        "attribution": {kind: _share_json(share, cost) for kind, share in cost.latency.shares.items()},
         "embedding_ms": cost.embedding_ms,
         "head_ms": cost.head_ms,
         "layers": [_layer_json(layer, cost) for layer in cost.layers],
@@ -63,6 +70,29 @@ def _layer_json(layer: LayerCost, cost: ModelCost) -> dict[str, Any]:
         "cache_bytes_per_sequence": mixer.cache_bytes(w.context, w.element_bytes),
         "latency_ms_by_operator": layer.latency.by_operator,
         "latency_ms_by_provenance": layer.latency.by_provenance,
+        **_whole_json(layer.latency),
+    }
+
+
+def _whole_json(latency: Latency) -> dict[str, Any]:
+    whole = joined(latency.shares.values())
+    return {
+        "kernels": whole.kernels,
+        "bound": whole.bound,
+        "roofline_ms": whole.roofline_ms,
+        "roofline_share": whole.roofline_share,
+    }
+
+
+def _share_json(share: Share, cost: ModelCost) -> dict[str, Any]:
+    return {
+        "kernels": share.kernels,
+        "latency_ms": share.latency_ms,
+        "latency_share": share.latency_ms / cost.latency.median_ms,
+        "bound": share.bound,
+        "latency_ms_by_bound": share.ms_by_bound,
+        "roofline_ms": share.roofline_ms,
+        "roofline_share": share.roofline_share,
     }
 
 
@@ -70,12 +100,14 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     """The table of layers, equal neighbours on one line, then the whole model."""
     a, w = cost.architecture, cost.workload
     shown = table(
-        f"{a.name} on {model.device.name} ({model.runtime}), {w}",
+        f"{a.name} on {model.device.name} ({model.runtime}, host {cost.host.name}), {w}",
         "layers",
         "mixer",
         "mixer ms",
         "FFN ms",
         "layer ms",
+        "bound",
+        "roofline",
         "within data",
         "cache",
         left=2,
@@ -83,24 +115,26 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     for _, run in groupby(cost.layers, key=lambda layer: layer.layer):
         layers = list(run)
         first, last = layers[0], layers[-1]
-        mixer = first.layer.mixer
+        mixer, whole = first.layer.mixer, joined(first.latency.shares.values())
         shown.add_row(
             str(first.index) if first is last else f"{first.index} to {last.index}",
             f"{mixer.kind} {mixer.label}",
             milliseconds(first.mixer_ms),
             milliseconds(first.ffn_ms),
             milliseconds(first.latency.median_ms),
+            whole.bound,
+            f"{whole.roofline_share:.0%}",
             f"{first.latency.by_provenance.get(_MEASURED, 0.0) / first.latency.median_ms:.0%}",
             size(mixer.cache_bytes(w.context, w.element_bytes)),
         )
     to.print(shown)
+    _print_attribution(cost, to=to)
     m, t = cost.memory, cost.latency
     total = t.median_ms
-    by_operator = sorted(t.by_operator.items(), key=lambda item: -item[1])
     lines = (
         ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted"),
         ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
-        ("time by operator", ", ".join(f"{kind} {ms / total:.0%}" for kind, ms in by_operator)),
+        ("host", f"{cost.host.label}" + (f"; {milliseconds(cost.host_ms)} ms" if cost.host_ms else "")),
         ("time by source", ", ".join(f"{source} {ms / total:.0%}" for source, ms in t.by_provenance.items())),
         ("embedding, LM head", f"{milliseconds(cost.embedding_ms)} ms, {milliseconds(cost.head_ms)} ms"),
         ("parameters", f"{a.parameters / 1e9:.3f} B"),
@@ -111,11 +145,36 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
             f"{size(m.total_bytes)}: weights {size(m.weight_bytes)}, cache {size(m.cache_bytes)}, "
             f"conv states {size(m.conv_state_bytes)}, activations {size(m.activation_bytes)}",
         ),
-        ("largest batch", f"{m.max_batch} in 90% of {size(model.device.memory_bytes)}"),
+        (
+            "largest batch",
+            f"{m.max_batch} in {cost.host.usable_share:.0%} of {size(model.device.memory_bytes)}",
+        ),
     )
     for name, text in lines:
         to.print(f"{name:<20}{text}", markup=False, soft_wrap=True)
+    if (joules := energy_j(model.device.name, latency_ms=total)) is not None:
+        per_token = f"{joules / w.tokens:.3g} J per token"
+        to.print(
+            f"{'energy':<20}at most {joules:.3g} J, {per_token}; analytic, from the power limit", markup=False
+        )
     if m.total_bytes > model.device.memory_bytes:
         to.print(f"does not fit: {model.device.name} has {size(model.device.memory_bytes)}", style="bold")
     for text in cost.notes:
         to.print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
+
+
+def _print_attribution(cost: ModelCost, *, to: Console) -> None:
+    """Where the time goes, what bounds it, and how much of the roofline is reached."""
+    total = cost.latency.median_ms
+    shown = table("where the time goes", "operator", "kernels", "ms", "share", "bound by", "of roofline")
+    for kind, share in sorted(cost.latency.shares.items(), key=lambda item: -item[1].latency_ms):
+        bounds = sorted(share.ms_by_bound.items(), key=lambda item: -item[1])
+        shown.add_row(
+            kind,
+            str(share.kernels) if share.kernels else "",
+            milliseconds(share.latency_ms),
+            f"{share.latency_ms / total:.0%}",
+            ", ".join(f"{bound} {ms / share.latency_ms:.0%}" for bound, ms in bounds),
+            f"{share.roofline_share:.0%}" if share.roofline_ms else "",
+        )
+    to.print(shown)

@@ -1,22 +1,24 @@
 """Memory of a running model in closed form: weights, caches, activations, and the largest batch that fits.
 
 Activations: the residual stream stays while each operator runs, so the peak is the residual plus the inputs and
-outputs of the largest operator. Weights are read, not produced, and caches are counted by themselves. The whole
-prompt is assumed to pass in one piece; chunked prefill needs less. A tenth of the device is left to the runtime
-and its allocator, the usual default of serving engines.
+outputs of the largest operator. Weights are read, not produced, and caches are counted by themselves. A chunked
+prefill holds activations for one chunk of every prompt. The host profile says which operators run, whether a
+layer's cache exists twice while it is appended to, and what share of the device is left to the runtime and its
+allocator: a tenth under a serving engine, the usual default of those.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwsearch.costmodel.host import ENGINE, Host
 from hwsearch.operators import Operator
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.workload import Workload
 
 __all__ = ["USABLE_SHARE", "Memory", "head_activation_bytes", "layer_activation_bytes", "memory_of"]
 
-USABLE_SHARE = 0.9
+USABLE_SHARE = ENGINE.usable_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,31 +63,42 @@ def _live_elements(op: Operator) -> int:
             raise AssertionError(f"no activation formula for {op.kind}")
 
 
-def layer_activation_bytes(layer: LayerSpec, hidden_size: int, workload: Workload) -> int:
+def layer_activation_bytes(
+    layer: LayerSpec, hidden_size: int, workload: Workload, *, host: Host = ENGINE
+) -> int:
     """Peak activation bytes while a layer runs, the residual stream included."""
-    largest = max(_live_elements(op) for op in layer.lower(hidden_size, workload))
-    return (workload.tokens * hidden_size + largest) * workload.element_bytes
+    size = workload.element_bytes
+    first = workload.passes[0]  # none is larger
+    mixer = max((_live_elements(op) for op in host.mixer(layer, hidden_size, first)), default=0)
+    ffn = max(_live_elements(op) for op in host.ffn(layer, hidden_size, first))
+    largest = max(mixer * size + host.transient_bytes(layer, workload), ffn * size)
+    return workload.pass_tokens * hidden_size * size + largest
 
 
 def head_activation_bytes(architecture: Architecture, workload: Workload) -> int:
     """Activation bytes while the LM head runs on the last token of each sequence; its logits are fp32."""
     base = architecture.base
-    return workload.tokens * base.hidden_size * workload.element_bytes + workload.batch * base.vocab_size * 4
+    return (
+        workload.pass_tokens * base.hidden_size * workload.element_bytes
+        + workload.batch * base.vocab_size * 4
+    )
 
 
-def memory_of(architecture: Architecture, workload: Workload, *, device_bytes: int) -> Memory:
-    """Memory of an architecture at a workload, and the largest batch that fits in USABLE_SHARE of the device."""
+def memory_of(
+    architecture: Architecture, workload: Workload, *, device_bytes: int, host: Host = ENGINE
+) -> Memory:
+    """Memory of an architecture at a workload, and the largest batch that fits in what the host can use."""
     hidden, size = architecture.base.hidden_size, workload.element_bytes
     peak = max(
         head_activation_bytes(architecture, workload),
-        *(layer_activation_bytes(layer, hidden, workload) for layer in set(architecture.layers)),
+        *(layer_activation_bytes(layer, hidden, workload, host=host) for layer in set(architecture.layers)),
     )
     cache = architecture.cache_bytes(workload.context, size)
     conv_state = architecture.conv_state_bytes(size)
     weights = architecture.parameters * size
     # Every activation is proportional to the batch, so the largest batch follows by division.
     per_sequence = cache + conv_state + peak / workload.batch
-    room = USABLE_SHARE * device_bytes - weights
+    room = host.usable_share * device_bytes - weights
     return Memory(
         weight_bytes=weights,
         cache_bytes=cache * workload.batch,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hwsearch.operators import Columns, kind_named
 from hwsearch.records import DeviceSpec
 
-__all__ = ["ROOFLINE_FACTOR", "roofline_bound", "roofline_ms"]
+__all__ = ["BANDWIDTH_SHARE", "ROOFLINE_FACTOR", "roofline_bound", "roofline_ms"]
 
 LAUNCH_MS = 0.0025
 BANDWIDTH_SHARE = 0.9

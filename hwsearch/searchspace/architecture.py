@@ -48,16 +48,27 @@ class LayerSpec(Spec):
         return self.mixer.parameters(hidden_size) + self.ffn.parameters(hidden_size) + norms * hidden_size
 
     def lower(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
-        """The operators of the layer; a residual addition runs inside the norm that follows it."""
+        """The operators of the layer over all passes of the workload.
+
+        A residual addition runs inside the norm that follows it.
+        """
         return self.lower_mixer(hidden_size, workload) + self.lower_ffn(hidden_size, workload)
 
     def lower_mixer(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
         if isinstance(self.mixer, NoMixer):
             return ()
-        return (_norm(hidden_size, workload), *self.mixer.lower(hidden_size, workload))
+        return tuple(
+            op
+            for step in workload.passes
+            for op in (_norm(hidden_size, step), *self.mixer.lower(hidden_size, step))
+        )
 
     def lower_ffn(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
-        return (_norm(hidden_size, workload), *self.ffn.lower(hidden_size, workload))
+        return tuple(
+            op
+            for step in workload.passes
+            for op in (_norm(hidden_size, step), *self.ffn.lower(hidden_size, step))
+        )
 
 
 def _norm(hidden_size: int, workload: Workload) -> Operator:
@@ -125,7 +136,7 @@ class Architecture(Spec):
         return sum(layer.mixer.conv_state_bytes(element_bytes) for layer in self.layers)
 
     def lower_embedding(self, workload: Workload) -> tuple[Operator, ...]:
-        return (elementwise(workload, self.base.hidden_size, reads=1, writes=1),)
+        return tuple(elementwise(step, self.base.hidden_size, reads=1, writes=1) for step in workload.passes)
 
     def lower_head(self, workload: Workload) -> tuple[Operator, ...]:
         """Final norm and LM head, on the last token of each sequence."""

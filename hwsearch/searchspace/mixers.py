@@ -115,7 +115,7 @@ class _Softmax(Mixer):
                 "context_attention",
                 batch=workload.batch,
                 seq_len=workload.context,
-                past_len=0,
+                past_len=min(workload.past, self._window or workload.past),
                 window=self._window,
                 **heads,
             )
