@@ -59,10 +59,12 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         title_style="bold",
         header_style="bold",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i < left else "right", overflow="fold")
+        # A figure is never broken; names break between words where the terminal is narrow.
+        made.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
     return made
 
 

@@ -104,26 +104,20 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
         "layers",
         "mixer",
         "mixer ms",
-        "FFN ms",
         "layer ms",
-        "bound",
-        "roofline",
-        "within data",
+        "in data",
         "cache",
         left=2,
     )
     for _, run in groupby(cost.layers, key=lambda layer: layer.layer):
         layers = list(run)
         first, last = layers[0], layers[-1]
-        mixer, whole = first.layer.mixer, joined(first.latency.shares.values())
+        mixer = first.layer.mixer
         shown.add_row(
-            str(first.index) if first is last else f"{first.index} to {last.index}",
+            str(first.index) if first is last else f"{first.index}-{last.index}",
             f"{mixer.kind} {mixer.label}",
             milliseconds(first.mixer_ms),
-            milliseconds(first.ffn_ms),
             milliseconds(first.latency.median_ms),
-            whole.bound,
-            f"{whole.roofline_share:.0%}",
             f"{first.latency.by_provenance.get(_MEASURED, 0.0) / first.latency.median_ms:.0%}",
             size(mixer.cache_bytes(w.context, w.element_bytes)),
         )
