@@ -25,7 +25,7 @@ _NONE = 30.0  # octaves: the distance of a neighbour that does not exist
 _REACH = 1.01  # octaves: a neighbour farther away says nothing
 _MANY_ROWS = 1000
 _WORTH = 0.98  # of the error must be left at most, or neighbours are not asked
-_MANY = TreesRecipe(trees=400, depth=7, rate=0.06, rows=0.5, features=0.5)
+_MANY = TreesRecipe(trees=200, depth=7, rate=0.06, rows=0.5, features=0.5)
 _FEW = TreesRecipe(trees=100, depth=4, rate=0.05)
 _RANK_BITS = np.uint64(20)  # half a million different values along a dimension
 _MIX = np.uint64(0x9E3779B97F4A7C15)
