@@ -13,7 +13,7 @@ from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
 from hwsearch.costmodel.neighbours import Neighbours, fit_neighbours, row_keys
-from hwsearch.costmodel.region import Region, fit_region
+from hwsearch.costmodel.region import Region, fit_region, shape_axes
 from hwsearch.costmodel.residual import Residual, cross_fit, fit_residual
 from hwsearch.costmodel.stress import widened
 from hwsearch.costmodel.tables import Table
@@ -25,7 +25,7 @@ __all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 FloatArray = NDArray[np.float64]
 _FOLDS = 3
 _LEAST_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
-_LEAST_ALONE = 1.0  # factor of the half-width where no neighbour was measured
+_LEAST_ALONE = 1.0  # factor of the half-width for a shape (heads, widths) that was not measured
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,12 @@ class Family:
         analytic = analytic_ms(self.kind, c, device=device, size=size, constants=self.constants)
         learned = self.residual.predict(features)
         correction, surroundings = self.neighbours.around(dims, features, learned)
+        shape = shape_axes(self.kind)
         half_width = self.spread.half_width(
             np.hstack([features, surroundings]),
             Region.distance(excess),
             self.region.blind(excess),
-            surroundings[:, 0] == 0,
+            ~np.isin(row_keys(dims[:, shape]), row_keys(self.neighbours.dims[:, shape])),
         )
         return FamilyPrediction(analytic * np.exp(learned + correction), half_width, excess)
 

@@ -3,7 +3,7 @@
 The residuals are in log latency and come from models that had not seen their rows. A small ensemble learns how
 large they are where (launch-bound shapes repeat to a percent, shapes near a switch of kernels do not); the
 conformal quantile of residual over expected size then gives the coverage. Outside the measured region the
-half-width grows with the distance, and where no neighbour was measured by a factor; stress.py fits both. Method:
+half-width grows with the distance, and for shapes not measured by a factor; stress.py fits both. Method:
 Lei et al. 2018, "Distribution-free predictive inference for regression", locally weighted split conformal.
 """
 
@@ -31,7 +31,7 @@ _WIDEST = 1.5  # natural-log half-width at most: a factor of 4.5 either way
 @dataclass(frozen=True)
 class Spread:
     """Half-width of the interval in natural-log units: quantile * size * (1 + growth * octaves outside), `alone`
-    times that where no neighbour was measured, and more along dimensions that no measurement varied."""
+    times that for a shape not measured, and more along dimensions that no measurement varied."""
 
     quantile: float
     centre: float
@@ -46,8 +46,8 @@ class Spread:
         blind: NDArray[np.float64],
         alone: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
-        """features (n, F), octaves outside the region and along never varied dimensions (n,), rows without a
-        measured neighbour (n,) -> (n,)."""
+        """features (n, F), octaves outside the region and along never varied dimensions (n,), rows whose
+        shape was not measured (n,) -> (n,)."""
         size = np.exp(self.centre + self.size.predict(features))
         width: NDArray[np.float64] = (
             self.quantile * size * np.maximum(1 + self.growth * outside, np.where(alone, self.alone, 1.0))

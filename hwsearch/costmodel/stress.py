@@ -19,8 +19,8 @@ from hwsearch.costmodel.analytic import analytic_ms
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import COVERAGE, Spread
-from hwsearch.costmodel.neighbours import near, support
-from hwsearch.costmodel.region import Region, fit_region
+from hwsearch.costmodel.neighbours import near, row_keys, support
+from hwsearch.costmodel.region import Region, fit_region, shape_axes
 from hwsearch.costmodel.residual import fit_residual
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import KINDS
@@ -29,7 +29,6 @@ from hwsearch.records import DeviceSpec
 __all__ = ["widened"]
 
 FloatArray = NDArray[np.float64]
-_RUN_TIME = frozenset({"batch", "seq_len", "past_len", "kv_len", "window", "m", "num_tokens", "rows"})
 _LEAST_FITTED, _LEAST_HELD = 60, 20
 _MOST_FITTED, _MOST_HELD = 2400, 2000  # rows of a probe
 _KEPT_VALUES = 0.7  # of a dimension's values, from below
@@ -43,14 +42,14 @@ def _probes(table: Table, rng: np.random.Generator) -> Iterator[NDArray[np.bool_
         values = np.unique(table.dims[:, axis])
         if len(values) >= 4 and names[axis] != "window":
             yield table.dims[:, axis] > values[int(_KEPT_VALUES * len(values)) - 1]
-    shape = [i for i, name in enumerate(names) if name not in _RUN_TIME]
+    shape = shape_axes(table.kind)
     group = np.unique(table.dims[:, shape], axis=0, return_inverse=True)[1].reshape(-1)
     if group.max() + 1 >= _LEAST_GROUPS:
         yield (rng.permutation(group.max() + 1) % _GROUPS == 0)[group]
 
 
 def widened(spread: Spread, table: Table, *, device: DeviceSpec, size: int, seed: int) -> Spread:
-    """The spread with its growth per octave outside, and its factor where no neighbour was measured, from probes."""
+    """The spread with its growth per octave outside, and its factor for shapes not measured, from probes."""
     rng = np.random.default_rng(seed)
     growth: list[FloatArray] = []
     alone: list[FloatArray] = []
@@ -76,7 +75,7 @@ def _upper(found: list[FloatArray], *, least: float) -> float:
 def _errors(
     spread: Spread, known: Table, asked: Table, *, device: DeviceSpec, size: int, seed: int
 ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
-    """Error over ordinary half-width (n,), octaves outside (n,), and who has no neighbour (n,)."""
+    """Error over ordinary half-width (n,), octaves outside (n,), and whose shape was not measured (n,)."""
     constants = fit_constants(known, device=device, size=size, seed=seed, starts=1)
 
     def described(table: Table) -> tuple[NDArray[np.float32], FloatArray]:
@@ -89,11 +88,12 @@ def _errors(
     features, target = described(asked)
     surroundings = support(near(known.dims, np.zeros(len(known)), asked.dims)[1])
     none = np.zeros(len(asked))
+    shape = shape_axes(known.kind)
     inputs = np.hstack([features, surroundings])
     ordinary = spread.half_width(inputs, none, none, none > 0)
     excess = fit_region(known.kind, known.columns, size=size).excess(asked.columns, size=size)
     return (
         np.abs(target - model.predict(features)) / ordinary,
         Region.distance(excess),
-        surroundings[:, 0] == 0,
+        ~np.isin(row_keys(asked.dims[:, shape]), row_keys(known.dims[:, shape])),
     )
