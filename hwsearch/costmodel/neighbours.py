@@ -100,9 +100,9 @@ def _inputs(
     """Inputs (n, F + 4d + 1) of the second ensemble, and which rows (n,) have a neighbour within reach."""
     found, octaves = around
     close: NDArray[np.bool_] = octaves <= _REACH
-    n = len(features)
-    departs = np.where(close, found - predicted[:, None, None], 0.0).reshape(n, -1)
-    distance = np.where(close, octaves, _NONE).reshape(n, -1)
+    flat = (len(features), close.shape[1] * _SIDES)
+    departs = np.where(close, found - predicted[:, None, None], 0.0).reshape(flat)
+    distance = np.where(close, octaves, _NONE).reshape(flat)
     rows = np.concatenate([features, departs, distance, predicted[:, None]], axis=1, dtype=np.float32)
     return rows, np.asarray(close.any(axis=(1, 2)), np.bool_)
 
