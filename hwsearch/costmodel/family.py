@@ -12,9 +12,10 @@ from hwsearch.costmodel.analytic import analytic_ms
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
-from hwsearch.costmodel.neighbours import Neighbours, fit_weights, near, row_keys, support
-from hwsearch.costmodel.region import Region, fit_region
-from hwsearch.costmodel.residual import CrossFit, Residual, cross_fit, fit_residual
+from hwsearch.costmodel.neighbours import Neighbours, fit_neighbours, row_keys
+from hwsearch.costmodel.region import Region, fit_region, shape_axes
+from hwsearch.costmodel.residual import Residual, cross_fit, fit_residual
+from hwsearch.costmodel.stress import widened
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
@@ -23,7 +24,8 @@ __all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 
 FloatArray = NDArray[np.float64]
 _FOLDS = 3
-_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
+_LEAST_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
+_LEAST_ALONE = 1.0  # factor of the half-width for a shape (heads, widths) that was not measured
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Family:
         features = feature_matrix(self.kind, c, device=device, size=size)
         excess = self.region.excess(c, size=size)
         analytic = analytic_ms(self.kind, c, device=device, size=size, constants=self.constants)
-        correction, surroundings = self.neighbours.around(dims)
-        learned = self.residual.predict(features) + correction
+        learned = self.residual.predict(features)
+        correction, surroundings = self.neighbours.around(dims, features, learned)
+        shape = shape_axes(self.kind)
         half_width = self.spread.half_width(
-            np.hstack([features, surroundings]), Region.distance(excess), self.region.blind(excess)
+            np.hstack([features, surroundings]),
+            Region.distance(excess),
+            self.region.blind(excess),
+            ~np.isin(row_keys(dims[:, shape]), row_keys(self.neighbours.dims[:, shape])),
         )
-        return FamilyPrediction(analytic * np.exp(learned), half_width, excess)
+        return FamilyPrediction(analytic * np.exp(learned + correction), half_width, excess)
 
     def seen(self, dims: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which operators, given by their dimensions (n, d), the family was fitted on."""
@@ -115,36 +121,17 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
     target = np.log(table.latency_ms / analytic)
     crossed = cross_fit(features, target, folds=_FOLDS, seed=seed)
-    found = _held_out_neighbours(table.dims, crossed)
-    weights = fit_weights(*found, crossed.left)
-    residual = fit_residual(features, target, share=crossed.share, seed=seed)
-    left = target - residual.predict(features)
+    neighbours, left, surroundings = fit_neighbours(
+        table.dims, features, target, crossed.predicted, fold=crossed.fold, seed=seed
+    )
+    spread = fit_spread(
+        np.hstack([features, surroundings]), left, growth=_LEAST_GROWTH, alone=_LEAST_ALONE, seed=seed
+    )
     return Family(
         kind=table.kind,
         constants=constants,
-        residual=residual,
-        neighbours=Neighbours(table.dims, left.astype(np.float32), weights),
-        spread=fit_spread(
-            np.hstack([features, support(found[1])]),
-            crossed.left - weights.correction(*found),
-            growth=_GROWTH,
-            seed=seed,
-        ),
+        residual=fit_residual(features, target, share=crossed.share, seed=seed),
+        neighbours=neighbours,
+        spread=widened(spread, table, device=device, size=size, seed=seed),
         region=fit_region(table.kind, c, size=size),
     )
-
-
-def _held_out_neighbours(dims: NDArray[np.int64], crossed: CrossFit) -> tuple[FloatArray, FloatArray]:
-    """For every row its neighbours outside its own fold, with what that fold's model left there.
-
-    A model leaves less on rows it was fitted on; taking the neighbours from those rows makes the weights fit
-    what prediction will see.
-    """
-    found: list[tuple[FloatArray, FloatArray]] = []
-    rows: list[NDArray[np.int64]] = []
-    for one, inner in enumerate(crossed.inner):
-        kept = crossed.fold != one
-        rows.append(np.flatnonzero(~kept))
-        found.append(near(dims[kept], inner[kept], dims[~kept]))
-    back = np.argsort(np.concatenate(rows))
-    return np.concatenate([f[0] for f in found])[back], np.concatenate([f[1] for f in found])[back]

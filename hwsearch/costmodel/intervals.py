@@ -3,8 +3,8 @@
 The residuals are in log latency and come from models that had not seen their rows. A small ensemble learns how
 large they are where (launch-bound shapes repeat to a percent, shapes near a switch of kernels do not); the
 conformal quantile of residual over expected size then gives the coverage. Outside the measured region the
-half-width grows with the distance. Method: Lei et al. 2018, "Distribution-free predictive inference for
-regression", locally weighted split conformal.
+half-width grows with the distance, and for shapes not measured by a factor; stress.py fits both. Method:
+Lei et al. 2018, "Distribution-free predictive inference for regression", locally weighted split conformal.
 """
 
 from __future__ import annotations
@@ -30,32 +30,51 @@ _WIDEST = 1.5  # natural-log half-width at most: a factor of 4.5 either way
 
 @dataclass(frozen=True)
 class Spread:
-    """Half-width of the interval in natural-log units: quantile * size * (1 + growth * octaves outside), and
-    more along dimensions that no measurement varied."""
+    """Half-width of the interval in natural-log units: quantile * size * (1 + growth * octaves outside), `alone`
+    times that for a shape not measured, and more along dimensions that no measurement varied."""
 
     quantile: float
     centre: float
     growth: float
+    alone: float
     size: Trees
 
     def half_width(
-        self, features: NDArray[np.float32], outside: NDArray[np.float64], blind: NDArray[np.float64]
+        self,
+        features: NDArray[np.float32],
+        outside: NDArray[np.float64],
+        blind: NDArray[np.float64],
+        alone: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
-        """features (n, F), octaves outside the region and along never varied dimensions (n,) -> (n,)."""
+        """features (n, F), octaves outside the region and along never varied dimensions (n,), rows whose
+        shape was not measured (n,) -> (n,)."""
         size = np.exp(self.centre + self.size.predict(features))
-        width: NDArray[np.float64] = self.quantile * size * (1 + self.growth * outside)
+        width: NDArray[np.float64] = (
+            self.quantile * size * np.maximum(1 + self.growth * outside, np.where(alone, self.alone, 1.0))
+        )
         return np.minimum(width + np.minimum(_BLIND * blind, _MOST_BLIND), _WIDEST)
 
     def numbers(self) -> dict[str, float]:
-        return {"quantile": self.quantile, "centre": self.centre, "growth": self.growth}
+        return {"quantile": self.quantile, "centre": self.centre, "growth": self.growth, "alone": self.alone}
 
     @classmethod
     def from_state(cls, numbers: Mapping[str, float], arrays: Mapping[str, NDArray[np.generic]]) -> Spread:
-        return cls(numbers["quantile"], numbers["centre"], numbers["growth"], Trees.from_arrays(arrays))
+        return cls(
+            numbers["quantile"],
+            numbers["centre"],
+            numbers["growth"],
+            numbers["alone"],
+            Trees.from_arrays(arrays),
+        )
 
 
 def fit_spread(
-    features: NDArray[np.float32], residual: NDArray[np.float64], *, growth: float, seed: int
+    features: NDArray[np.float32],
+    residual: NDArray[np.float64],
+    *,
+    growth: float,
+    alone: float,
+    seed: int,
 ) -> Spread:
     """Spread of cross-fitted residuals (n,) in log latency at features (n, F)."""
     log_size = np.log(np.maximum(np.abs(residual), _LEAST_LOG_SIZE))
@@ -66,4 +85,4 @@ def fit_spread(
     n = len(residual)
     level = min(1.0, np.ceil((n + 1) * COVERAGE) / n)
     quantile = float(np.quantile(np.abs(residual) / expected, level, method="higher"))
-    return Spread(quantile, centre, growth, size)
+    return Spread(quantile, centre, growth, alone, size)

@@ -1,9 +1,10 @@
-"""What a fitted residual still misses at measured neighbours, carried over to the operator between them.
+"""What measured neighbours say of the operator between them.
 
 Libraries switch kernels between shapes, which no smooth model foresees, but the tables lie on grids: next to an
-operator there are often measured ones that differ in a single dimension. Their remaining residuals, weighted by
-the distance in octaves along each dimension and shrunk towards zero, correct the prediction. Where there is no
-such neighbour there is no correction.
+operator there are often measured ones that differ in a single dimension. How their latencies depart from what
+the residual model predicts here, and how far away they are, are inputs of a second ensemble of trees, which
+learns on cross-fitted predictions how much of it to believe. Where no neighbour is within an octave, or where
+cross-validation finds no use in them, there is no correction.
 """
 
 from __future__ import annotations
@@ -14,28 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Neighbours", "Weights", "fit_weights", "near", "row_keys", "support"]
+from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
+
+__all__ = ["Neighbours", "fit_neighbours", "near", "row_keys", "support"]
 
 FloatArray = NDArray[np.float64]
 _SIDES = 2  # along each dimension: the nearest smaller and the nearest larger
 _NONE = 30.0  # octaves: the distance of a neighbour that does not exist
+_REACH = 1.01  # octaves: a neighbour farther away says nothing
+_MANY_ROWS = 1000
+_WORTH = 0.98  # of the error must be left at most, or neighbours are not asked
+_MANY = TreesRecipe(trees=200, depth=7, rate=0.06, rows=0.5, features=0.5)
+_FEW = TreesRecipe(trees=100, depth=4, rate=0.05)
 _RANK_BITS = np.uint64(20)  # half a million different values along a dimension
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Per dimension: log weight of a neighbour at no distance, and log rate of decay per octave, (d,) each."""
-
-    log_weight: FloatArray
-    log_decay: FloatArray
-
-    def correction(self, left: FloatArray, octaves: FloatArray) -> FloatArray:
-        """Weighted mean (n,) of the neighbours' residuals and distances (n, d, 2), shrunk towards zero."""
-        exponent = self.log_weight[:, None] - octaves * np.exp(self.log_decay)[:, None]
-        weight = np.where(octaves < _NONE, np.exp(exponent), 0.0)
-        shrunk: FloatArray = (weight * left).sum(axis=(1, 2)) / (1 + weight.sum(axis=(1, 2)))
-        return shrunk
 
 
 def near(
@@ -101,47 +94,83 @@ def row_keys(dims: NDArray[np.int64]) -> NDArray[np.uint64]:
     return keys
 
 
-def fit_weights(left: FloatArray, octaves: FloatArray, target: FloatArray) -> Weights:
-    """Weights under which the correction from neighbours (n, d, 2) best meets target (n,)."""
-    from scipy.optimize import minimize
-
-    width = left.shape[1]
-
-    def loss(theta: FloatArray) -> float:
-        gap = target - Weights(theta[:width], theta[width:]).correction(left, octaves)
-        return float(np.sqrt(gap**2 + 1e-6).mean() + 1e-5 * (theta**2).mean())
-
-    start = np.concatenate([np.full(width, -1.0), np.zeros(width)])
-    bounds = [(-8.0, 3.0)] * width + [(-2.0, 3.0)] * width
-    best = minimize(loss, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}).x
-    return Weights(best[:width], best[width:])
+def _inputs(
+    features: NDArray[np.float32], around: tuple[FloatArray, FloatArray], predicted: FloatArray
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Inputs (n, F + 4d + 1) of the second ensemble, and which rows (n,) have a neighbour within reach."""
+    found, octaves = around
+    close: NDArray[np.bool_] = octaves <= _REACH
+    flat = (len(features), close.shape[1] * _SIDES)
+    departs = np.where(close, found - predicted[:, None, None], 0.0).reshape(flat)
+    distance = np.where(close, octaves, _NONE).reshape(flat)
+    rows = np.concatenate([features, departs, distance, predicted[:, None]], axis=1, dtype=np.float32)
+    return rows, np.asarray(close.any(axis=(1, 2)), np.bool_)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Measured operators (u, d), what the residual model misses at each (u,), and the weights."""
+    """Measured operators (u, d), the log of latency over its analytic form at each (u,), and the ensemble."""
 
     dims: NDArray[np.int64]
-    left: NDArray[np.float32]
-    weights: Weights
+    target: NDArray[np.float32]
+    trees: Trees
 
-    def around(self, dims: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.float32]]:
-        """Correction in natural-log units (n,), and `support` (n, 2), for dims (n, d)."""
-        left, octaves = near(self.dims, self.left.astype(np.float64), dims)
-        return self.weights.correction(left, octaves), support(octaves)
+    def around(
+        self, dims: NDArray[np.int64], features: NDArray[np.float32], predicted: FloatArray
+    ) -> tuple[FloatArray, NDArray[np.float32]]:
+        """Correction (n,) of a predicted residual (n,) at features (n, F), and `support` (n, 2), for dims (n, d)."""
+        found = near(self.dims, self.target.astype(np.float64), dims)
+        rows, close = _inputs(features, found, predicted)
+        return np.where(close, self.trees.predict(rows), 0.0), support(found[1])
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             "dims": self.dims.T.astype(np.int32),
-            "left": self.left.astype(np.float16),
-            "weights": np.stack([self.weights.log_weight, self.weights.log_decay]),
+            "target": self.target.astype(np.float16),
+            **{f"trees.{name}": array for name, array in self.trees.arrays().items()},
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Neighbours:
-        log_weight, log_decay = arrays["weights"].astype(np.float64)
+        trees = {k.removeprefix("trees."): a for k, a in arrays.items() if k.startswith("trees.")}
         return cls(
             np.ascontiguousarray(arrays["dims"].T).astype(np.int64),
-            arrays["left"].astype(np.float32),
-            Weights(log_weight, log_decay),
+            arrays["target"].astype(np.float32),
+            Trees.from_arrays(trees),
         )
+
+
+def fit_neighbours(
+    dims: NDArray[np.int64],
+    features: NDArray[np.float32],
+    target: FloatArray,
+    predicted: FloatArray,
+    *,
+    fold: NDArray[np.int64],
+    seed: int,
+) -> tuple[Neighbours, FloatArray, NDArray[np.float32]]:
+    """Learn from rows (n, d), their target (n,) and what models that had not seen them predicted (n,).
+
+    Also returns what is left of every row (n,) by ensembles that had not seen its `fold` either, and the support
+    (n, 2) of every row.
+    """
+    found = near(dims, target, dims)
+    rows, close = _inputs(features, found, predicted)
+    left = target - predicted
+    recipe = _MANY if len(target) >= _MANY_ROWS else _FEW
+
+    def learn(on: NDArray[np.bool_]) -> Trees:
+        on = on & close
+        if not on.any():
+            return fit_trees(rows[:1], left[:1], recipe=TreesRecipe(trees=0), seed=seed)
+        return fit_trees(rows[on], left[on], recipe=recipe, seed=seed)
+
+    after = left.copy()
+    for one in np.unique(fold):
+        out = (fold == one) & close
+        after[out] -= learn(fold != one).predict(rows[out])
+    if np.abs(after).mean() < _WORTH * np.abs(left).mean():
+        whole = learn(np.ones(len(target), bool))
+    else:
+        after, whole = left, learn(np.zeros(len(target), bool))
+    return Neighbours(dims, target.astype(np.float32), whole), after, support(found[1])

@@ -13,15 +13,21 @@ from numpy.typing import NDArray
 
 from hwsearch.operators import KINDS, Columns
 
-__all__ = ["Region", "axis_names", "fit_region"]
+__all__ = ["Region", "axis_names", "fit_region", "shape_axes"]
 
 _TOTALS = ("FLOPs", "bytes")
+_RUN_TIME = frozenset({"batch", "seq_len", "past_len", "kv_len", "window", "m", "num_tokens", "rows"})
 _SLACK = 1e-6  # octaves: rounding of the logarithms
 
 
 def axis_names(kind: str) -> tuple[str, ...]:
     """Axes of the region of a kind: its dimensions, then total FLOPs and bytes."""
     return (*KINDS[kind].dims, *_TOTALS)
+
+
+def shape_axes(kind: str) -> list[int]:
+    """Places of the dimensions that a model's weights decide, not the workload."""
+    return [i for i, name in enumerate(KINDS[kind].dims) if name not in _RUN_TIME]
 
 
 def _axes(kind: str, c: Columns, size: int) -> NDArray[np.float64]:

@@ -88,33 +88,29 @@ def _smooth_then_trees(features: Features, target: FloatArray, seed: int) -> tup
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Of every row (n,): its fold and the residual that a model fitted without that fold leaves. `inner` holds
-    for every fold what its model leaves on all rows (folds, n)."""
+    """The chosen share, the fold of every row (n,), and what a model fitted without that fold predicts of it (n,)."""
 
     share: float
     fold: NDArray[np.int64]
-    inner: FloatArray
-
-    @property
-    def left(self) -> FloatArray:
-        return self.inner[self.fold, np.arange(len(self.fold))]
+    predicted: FloatArray
 
 
 def cross_fit(features: Features, target: FloatArray, *, folds: int, seed: int) -> CrossFit:
     """Fit without each fold in turn, for the share of the Gaussian process that errs least."""
     fold = np.random.default_rng(seed).permutation(len(target)) % folds
-    shares = (0.0,) if len(target) >= _MANY_ROWS else (1.0, 0.5)
-    inner = np.empty((len(shares), folds, len(target)))
+    shares = (0.0,) if len(target) >= _MANY_ROWS else (1.0, 0.75, 0.5)
+    predicted = np.empty((len(shares), len(target)))
     for one in range(folds):
-        kept = fold != one
-        near, there = features[kept], target[kept]
-        own = fit_trees(near, there, recipe=_recipe(len(there)), seed=seed + 1).predict(features)
-        if shares == (0.0,):
-            inner[0, one] = target - own
-            continue
-        gp, rest = _smooth_then_trees(near, there, seed)
-        stacked = gp.predict(features) + rest.predict(features)
+        kept, out = fold != one, fold == one
+        there = target[kept]
+        own = fit_trees(features[kept], there, recipe=_recipe(len(there)), seed=seed + 1).predict(
+            features[out]
+        )
+        stacked: FloatArray = np.zeros(len(own))
+        if shares != (0.0,):
+            gp, rest = _smooth_then_trees(features[kept], there, seed)
+            stacked = gp.predict(features[out]).astype(np.float64) + rest.predict(features[out])
         for i, share in enumerate(shares):
-            inner[i, one] = target - share * stacked - (1 - share) * own
-    found = [CrossFit(share, fold, inner[i]) for i, share in enumerate(shares)]
-    return min(found, key=lambda one: float(np.abs(one.left).mean()))
+            predicted[i, out] = share * stacked + (1 - share) * own
+    best = int(np.argmin(np.abs(target - predicted).mean(axis=1)))
+    return CrossFit(shares[best], fold, predicted[best])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hwsearch.costmodel.gp import GP, GPRecipe, fit_gp
 from hwsearch.costmodel.intervals import fit_spread
-from hwsearch.costmodel.neighbours import fit_weights, near
+from hwsearch.costmodel.neighbours import fit_neighbours, near
 from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
 
 
@@ -98,36 +99,62 @@ def test_near_agrees_with_a_search_by_hand() -> None:
             assert found[axis, 1] == (0.0 if nearest is None else left[nearest])
 
 
-def test_weights_shrink_noise_and_keep_signal() -> None:
+def _grid(rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    dims = np.array([(a, b) for a in 2 ** np.arange(28) for b in 2 ** np.arange(28)], dtype=np.int64)
+    return rng.permutation(dims), rng.normal(size=(len(dims), 1)).astype(np.float32)
+
+
+def test_neighbours_carry_over_what_no_feature_tells() -> None:
     rng = np.random.default_rng(0)
-    n = 2000
-    shared = rng.normal(0, 0.05, n)
-    left = np.zeros((n, 2, 2))
-    octaves = np.full((n, 2, 2), 30.0)
-    left[:, 0] = shared[:, None] + rng.normal(0, 0.01, (n, 2))
-    left[:, 1] = rng.normal(0, 0.05, (n, 2))
-    octaves[:] = 0.5
-    weights = fit_weights(left, octaves, shared)
-    after = shared - weights.correction(left, octaves)
-    assert np.abs(after).mean() < 0.4 * np.abs(shared).mean()
-    assert weights.correction(np.zeros((3, 2, 2)), np.full((3, 2, 2), 30.0)).tolist() == [0, 0, 0]
+    dims, features = _grid(rng)
+    jump = np.where((np.log2(dims[:, 0]) // 7 + np.log2(dims[:, 1]) // 7) % 2 == 0, 0.1, -0.1)
+    target = jump + rng.normal(0, 0.01, len(dims))
+    fold = np.arange(600) % 3
+    nothing = np.zeros(600)
+    known, left, support = fit_neighbours(
+        dims[:600], features[:600], target[:600], nothing, fold=fold, seed=0
+    )
+    correction, _ = known.around(dims[600:], features[600:], np.zeros(184))
+    after = np.abs(target[600:] - correction).mean()
+    assert after < 0.04
+    assert np.abs(left).mean() == pytest.approx(after, rel=0.3)
+    assert support.shape == (600, 2)
+    far = np.array([[3 * 2**44, 5 * 2**44]])
+    assert known.around(far, features[:1], np.zeros(1))[0].tolist() == [0]
+
+
+def test_neighbours_that_only_repeat_noise_are_not_asked() -> None:
+    rng = np.random.default_rng(1)
+    dims, features = _grid(rng)
+    noise = rng.normal(0, 0.05, len(dims))
+    known, left, _ = fit_neighbours(
+        dims, features, noise, np.zeros(len(dims)), fold=np.arange(len(dims)) % 3, seed=0
+    )
+    assert (known.around(dims, features, np.zeros(len(dims)))[0] == 0).all()
+    np.testing.assert_array_equal(left, noise)
 
 
 def test_spread_covers_ninety_percent_where_noise_differs() -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(4000, 2)).astype(np.float32)
     residual = rng.normal(0, 0.01 + 0.05 * (x[:, 0] > 0.5))
-    spread = fit_spread(x[:2000], residual[:2000], growth=0.5, seed=0)
+    spread = fit_spread(x[:2000], residual[:2000], growth=0.5, alone=1.5, seed=0)
     none = np.zeros(2000)
-    width = spread.half_width(x[2000:], none, none)
+    width = spread.half_width(x[2000:], none, none, none > 0)
     covered = np.abs(residual[2000:]) <= width
     noisy = x[2000:, 0] > 0.5
     assert 0.87 < covered.mean() < 0.93
     assert 0.84 < covered[noisy].mean() < 0.96
     assert 0.84 < covered[~noisy].mean() < 0.96
-    inside, outside, blind = (
-        spread.half_width(x[:5], np.full(5, octaves), np.full(5, unknown))
-        for octaves, unknown in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0))
+    inside, outside, blind, alone = (
+        spread.half_width(x[:5], np.full(5, octaves), np.full(5, unknown), np.full(5, lonely))
+        for octaves, unknown, lonely in (
+            (0.0, 0.0, False),
+            (2.0, 0.0, False),
+            (2.0, 2.0, False),
+            (0.0, 0.0, True),
+        )
     )
+    np.testing.assert_allclose(alone, 1.5 * inside)
     np.testing.assert_allclose(outside, 2 * inside)
     np.testing.assert_allclose(blind, outside + 0.3)
