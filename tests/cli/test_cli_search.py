@@ -120,7 +120,6 @@ def test_a_killed_search_resumes_to_the_identical_result(tmp_path: Path) -> None
     [
         ({"--base": "Qwen3-1.8B"}, "did you mean Qwen3-1.7B"),
         ({"--device": "h100"}, "did you mean h100-sxm"),
-        ({"--device": "l40s"}, "no fitted cost model ships for l40s"),
         ({"--quality": "qwen3"}, "known: qwen3-1.7b-sweep"),
         ({"--workload": "decode:batch=0,context=1"}, "batch"),
         ({"--budget": "latency<=-6ms"}, "must be above 0"),
