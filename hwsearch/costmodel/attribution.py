@@ -2,7 +2,8 @@
 
 An operator is bound by compute, by memory, or by latency where both are shorter than a kernel launch. Its roofline
 time is what the reachable ceilings of the device allow (see roofline.py), so that a share of 1 means: no faster
-kernel is to be expected, only less work.
+kernel is to be expected, only less work. Shares above 1 occur where the L2 cache serves part of the traffic, which the
+roofline counts as coming from memory, and where a launch takes less than the roofline assumes.
 """
 
 from __future__ import annotations
