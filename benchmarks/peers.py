@@ -94,7 +94,8 @@ def process(fitted: Table, dims: Dims, device: DeviceSpec, seed: int) -> FloatAr
     model.fit(x[known], y[known])
     asked = (_log_inputs(fitted.kind, dims)[:, varied] - mean) / sd
     blocks = [model.predict(asked[i : i + 2000]) for i in range(0, len(asked), 2000)]
-    return np.exp(np.concatenate(blocks))
+    predicted: FloatArray = np.exp(np.concatenate(blocks))
+    return predicted
 
 
 def interpolation(fitted: Table, dims: Dims, device: DeviceSpec, seed: int) -> FloatArray:
@@ -107,7 +108,7 @@ def interpolation(fitted: Table, dims: Dims, device: DeviceSpec, seed: int) -> F
         inside = _on_grids(fitted, dims, [names.index(n) for n in _GRID_AXES[fitted.kind]])
     tree = cKDTree(_log_inputs(fitted.kind, fitted.dims))
     distance, row = tree.query(_log_inputs(fitted.kind, dims), k=_NEAREST)
-    weight = 1 / (distance**2 + 1e-12)
+    weight = 1 / (np.asarray(distance, dtype=np.float64) ** 2 + 1e-12)
     held = (weight * utilisation[row]).sum(axis=1) / weight.sum(axis=1)
     return np.where(np.isnan(inside), _ideal_ms(fitted.kind, dims, device) / held, inside)
 
