@@ -2,7 +2,7 @@
 
 For every row (operator and split) and seed, each method is fitted on the same rows and judged on the same others;
 the figure is the mean absolute percentage error, averaged over seeds. Replicated configurations are merged before
-splitting (the importer does), because a random split of replicates leaks. Needs the `fit` extra and a folder of
+splitting (the importer does), because a random split of replicates leaks. Needs the `dev` extra and a folder of
 AIConfigurator tables, by default shared/data/h100_sxm beside the repository or under $HWSEARCH_SHARED.
 """
 
