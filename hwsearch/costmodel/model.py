@@ -7,7 +7,7 @@ folder with `model.json` (identity, constants) and `arrays.npz` (ensembles), rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.family import Family, fit_family
 from hwsearch.costmodel.roofline import ROOFLINE_FACTOR, roofline_ms
-from hwsearch.costmodel.storage import load_state, save_state
+from hwsearch.costmodel.storage import ModelState, load_state, save_state
 from hwsearch.costmodel.tables import Tables
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator, columns, dtype_bytes, kind_named
@@ -28,6 +28,7 @@ MEASURED, EXTRAPOLATED, ROOFLINE = 0, 1, 2
 PROVENANCES = ("measured family", "extrapolated", "roofline")
 LEAST_ROWS = 12
 _BLOCK = 65536
+_KEPT = tuple(field.name for field in fields(ModelState))
 
 
 @dataclass(frozen=True)
@@ -148,27 +149,10 @@ class CostModel:
 
         Raises OutputError where the place cannot be written or holds something else.
         """
-        save_state(
-            path,
-            device=self.device,
-            runtime=self.runtime,
-            dtype=self.dtype,
-            source=self.source,
-            seed=self.seed,
-            families=self.families,
-            held_out=self.held_out,
-        )
+        save_state(path, ModelState(**{name: getattr(self, name) for name in _KEPT}))
 
     @classmethod
     def load(cls, path: Path) -> CostModel:
         """Read a saved model. DataError for a missing, truncated, foreign or newer file, with the fix."""
         state = load_state(path)
-        return cls(
-            device=state.device,
-            runtime=state.runtime,
-            dtype=state.dtype,
-            source=state.source,
-            seed=state.seed,
-            families=state.families,
-            held_out=state.held_out,
-        )
+        return cls(**{name: getattr(state, name) for name in _KEPT})

@@ -45,23 +45,13 @@ class ModelState:
     held_out: Mapping[str, OperatorErrors]
 
 
-def save_state(
-    path: Path,
-    *,
-    device: DeviceSpec,
-    runtime: str,
-    dtype: str,
-    source: str,
-    seed: int,
-    families: Mapping[str, Family],
-    held_out: Mapping[str, OperatorErrors],
-) -> None:
+def save_state(path: Path, state: ModelState) -> None:
     """Write the folder `path`; OutputError where that is impossible or would overwrite something else."""
     if path.exists() and not (path / "model.json").is_file():
         raise OutputError(f"{path} exists and is not a cost model: choose another name, or remove it")
     numbers: dict[str, object] = {}
     arrays: dict[str, NDArray[np.generic]] = {}
-    for kind, family in families.items():
+    for kind, family in state.families.items():
         numbers[kind], own = family.state()
         arrays |= {f"{kind}/{name}": array for name, array in own.items()}
     buffer = io.BytesIO()
@@ -69,13 +59,13 @@ def save_state(
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "device": asdict(device),
-        "runtime": runtime,
-        "dtype": dtype,
-        "source": source,
-        "seed": seed,
+        "device": asdict(state.device),
+        "runtime": state.runtime,
+        "dtype": state.dtype,
+        "source": state.source,
+        "seed": state.seed,
         "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        "held_out": {kind: asdict(errors) for kind, errors in held_out.items()},
+        "held_out": {kind: asdict(errors) for kind, errors in state.held_out.items()},
         "families": numbers,
     }
     try:
@@ -110,7 +100,7 @@ def _move_into_place(fresh: Path, path: Path, *, aside: Path) -> None:
 
 def _read_pair(path: Path) -> tuple[dict[str, Any], bytes]:
     """model.json, checked to be of this format and version, and the bytes of arrays.npz, checked to belong to it."""
-    fix = "give the folder that `CostModel.save` wrote, or fit the model again"
+    fix = "give the folder that `hwsearch fit` wrote, or fit the model again"
     try:
         document = json.loads((path / "model.json").read_text(encoding="utf-8"))
         packed = (path / "arrays.npz").read_bytes()
