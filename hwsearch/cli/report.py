@@ -46,7 +46,7 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "latency_ms_by_operator": cost.latency.by_operator,
         "latency_ms_by_provenance": cost.latency.by_provenance,
         "host_ms": cost.host_ms,
-        "energy_j_analytic": energy_j(model.device.name, latency_ms=cost.latency.median_ms),
+        "energy_j_analytic": energy_j(model.device, latency_ms=cost.latency.median_ms),
         **_whole_json(cost.latency),
         "attribution": {kind: _share_json(share, cost) for kind, share in cost.latency.shares.items()},
         "embedding_ms": cost.embedding_ms,
@@ -146,7 +146,7 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     )
     for name, text in lines:
         to.print(f"{name:<20}{text}", markup=False, soft_wrap=True)
-    if (joules := energy_j(model.device.name, latency_ms=total)) is not None:
+    if (joules := energy_j(model.device, latency_ms=total)) is not None:
         per_token = f"{joules / w.tokens:.3g} J per token"
         to.print(
             f"{'energy':<20}at most {joules:.3g} J, {per_token}; analytic, from the power limit", markup=False
