@@ -17,7 +17,7 @@ from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
 from hwsearch.costmodel.devices import DEVICES, completed, device_reported_as
 from hwsearch.costmodel.importers import import_tables
-from hwsearch.costmodel.memory import head_activation_bytes, layer_activation_bytes
+from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.quality import refuse_too_many, suspicious
 from hwsearch.costmodel.tables import Table, tables_from_measurements
@@ -323,7 +323,7 @@ def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> A
 
 
 def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
-    """Bytes: weights and caches add up over layers, activations are those of the largest layer."""
+    """Bytes: weights and caches add up over layers, activations are those of the largest layer; logits are extra."""
     base, size = space.base, workload.element_bytes
     outside = Architecture.of_base(base)
     own = [choice.parameters(base.hidden_size) for choice in space.choices]
@@ -333,12 +333,11 @@ def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
         for choice in space.choices
     ]
     row = np.array(own, dtype=np.float64) * size + np.array(kept, dtype=np.float64) * workload.batch
-    head = head_activation_bytes(outside, workload)
-    peak = [max(head, layer_activation_bytes(choice, base.hidden_size, workload)) for choice in space.choices]
+    peak = [layer_activation_bytes(choice, base.hidden_size, workload) for choice in space.choices]
     shape = (space.num_layers, 1)
     return Additive(
         np.tile(row, shape),
-        constant=float(everywhere * size),
+        constant=float(everywhere * size + logit_bytes(outside, workload)),
         peak=np.tile(np.array(peak, np.float64), shape),
     )
 
