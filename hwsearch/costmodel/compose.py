@@ -288,7 +288,7 @@ def model_cost(
             tp=tp,
             weights=weights,
         ),
-        notes=(*prices.notes, *_analytic_notes(tp, weights, model)),
+        notes=(*prices.notes, *_analytic_notes(tp, weights, model), *_position_notes(architecture, workload)),
     )
 
 
@@ -329,6 +329,16 @@ def _analytic_notes(tp: int, weights: str | None, model: CostModel) -> tuple[str
             f"{weights} weights are analytic, not measured: a byte factor on the weights of the layers' projections",
         )
     return notes
+
+
+def _position_notes(architecture: Architecture, workload: Workload) -> tuple[str, ...]:
+    positions = architecture.base.max_position_embeddings
+    if workload.context <= positions:
+        return ()
+    return (
+        f"{workload.context} tokens are more than the {positions} positions that {architecture.base.name} is made for "
+        "(max_position_embeddings): priced all the same",
+    )
 
 
 def _with_host(device: Latency, host_ms: float) -> Latency:
