@@ -163,7 +163,10 @@ def _load_foreign(path: Path, unit: str) -> Rows:
     imported = import_tables(path, unit=unit)
     device = device_reported_as(imported.device_name)
     if device is None:
-        raise DataError(f"{path}: no ceilings are known for the device {imported.device_name!r}")
+        raise DataError(
+            f"{path}: no ceilings are known for the device {imported.device_name!r}; `hwsearch devices` lists those "
+            "that are"
+        )
     return Rows(
         tables=imported.tables,
         device=device,

@@ -23,8 +23,8 @@ from hwsearch.cli.output import (
 )
 from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.evaluate import Evaluation, WorstRow, evaluate
-from hwsearch.costmodel.model import CostModel
-from hwsearch.errors import InputError
+from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
+from hwsearch.errors import DataError, InputError
 from hwsearch.operators import KINDS, dtype_bytes
 from hwsearch.pipeline import Rows, cost_model_named, load_rows
 
@@ -54,8 +54,12 @@ def command(*, model: str, file: Path, as_is: bool, unit: str, seed: int, as_jso
     saved = cost_model_named(model)
     rows = load_rows(file, unit=unit)
     foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
-    with working("judging" if as_is else "fitting on 80% of the rows"):
-        judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed, foreign=foreign)
+    try:
+        with working("judging" if as_is else "fitting on 80% of the rows"):
+            judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed, foreign=foreign)
+    except DataError as error:
+        counts = "; ".join(f"{count} rows, {reason}" for reason, count in rows.left_out.items())
+        raise DataError(f"{error}" + (f" (left out: {counts})" if counts else "")) from None
     if as_json:
         emit_json({"model": model, **evaluation_json(judged, saved, rows)})
     else:
@@ -124,16 +128,15 @@ def print_evaluation(judged: Evaluation, rows: Rows, *, to: Console) -> None:
         f"{kind}, {name}": errors for kind, own in judged.regimes.items() for name, errors in own.items()
     }
     to.print(errors_table("The same by regime", by_regime))
-    worst = table(
-        "The rows furthest off", "operator", "measured ms", "predicted, 90% interval", "error %", "source"
-    )
+    worst = table("The rows furthest off", "operator", "measured ms", "predicted", "90% interval", "error %")
     for row in judged.worst:
+        source = "" if row.provenance == PROVENANCES[MEASURED] else f", {row.provenance}"
         worst.add_row(
-            str(row.operator),
+            f"{row.operator}{source}",
             f"{row.measured_ms:.4g}",
-            f"{row.predicted_ms:.4g} ({row.low_ms:.4g} to {row.high_ms:.4g})",
+            f"{row.predicted_ms:.4g}",
+            f"{row.low_ms:.4g} to {row.high_ms:.4g}",
             f"{row.error:+.1f}",
-            row.provenance,
         )
     to.print(worst)
     print_counts(rows.left_out, rows.merged, to=to)
@@ -142,18 +145,22 @@ def print_evaluation(judged: Evaluation, rows: Rows, *, to: Console) -> None:
 
 
 def errors_table(title: str, operators: Mapping[str, OperatorErrors]) -> Table:
-    """Errors by kind of operator, or by whatever the keys name."""
+    """Errors by kind of operator, or by whatever the keys name.
+
+    In percent: mean, median and 95th percentile of the absolute error, mean signed error, rows in the 90% interval,
+    error of the summed time; and the rows that were not judged because the model has seen them.
+    """
     shown = table(
         title,
         "operator",
         "rows",
         "MAPE",
         "median",
-        "95th pct",
+        "p95",
         "bias",
-        "in 90% interval",
-        "summed time",
-        "seen, skipped",
+        "in 90%",
+        "summed",
+        "seen",
     )
     for name, e in operators.items():
         shown.add_row(

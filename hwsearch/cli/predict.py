@@ -38,7 +38,7 @@ __all__ = ["command"]
     default=ENGINE.name,
     show_default=True,
     metavar="|".join(HOSTS),
-    help="The software around the kernels: a serving engine, or Hugging Face's eager modules.",
+    help="The software around the kernels: a serving engine with or without CUDA graphs, or Hugging Face's eager.",
 )
 @click.option(
     "--tp",

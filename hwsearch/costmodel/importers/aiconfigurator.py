@@ -306,9 +306,19 @@ def _leave_out_idle_windows(
         return
     _, group = np.unique(table[rows], axis=0, return_inverse=True)
     group = group.reshape(-1)
-    both = np.bincount(group, idle[rows]) * np.bincount(group, ~idle[rows]) > 0
-    at_odds = np.bincount(group, disagreeing(table[rows], latency[rows])) > 0
-    if (both & at_odds).sum() > _IDLE_WINDOWS_AT_ODDS * max(1, both.sum()):
+    none = ~idle[rows]
+
+    def operators(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.bincount(group, where, minlength=group.max() + 1) > 0
+
+    def at_odds(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        found = np.zeros(len(rows), bool)
+        found[where] = disagreeing(table[rows[where]], latency[rows[where]])
+        return operators(found)
+
+    both = operators(idle[rows]) & operators(none)
+    by_window = both & at_odds(np.ones(len(rows), bool)) & ~at_odds(none)
+    if by_window.sum() > _IDLE_WINDOWS_AT_ODDS * max(1, both.sum()):
         sieve.leave_out(idle, "a window past the sequence ran another kernel than no window")
 
 
