@@ -180,7 +180,8 @@ def test_the_runtime_with_fewer_rows_is_left_out_aloud(tmp_path: Path) -> None:
         ([_gemm(), _gemm(version="0.19.0")], "mixes the versions"),
         ([_gemm(surprise=1)], "unknown column"),
         ([{k: v for k, v in _gemm().items() if k != "n"}], r"lacks the column\(s\) n"),
-        ([{k: v for k, v in _gemm().items() if k != "latency"}], "not an AIConfigurator table"),
+        ([{k: v for k, v in _gemm().items() if k != "latency"}], r"lacks the column\(s\) latency of a gemm"),
+        ([{"a": 1, "b": 2}], "no column op_name: not an AIConfigurator table"),
         ([_gemm(op_name="allreduce")], "not modelled"),
         ([_gemm(latency="nan")], "1 of 1 rows are bad"),
         ([_gemm(gemm_dtype="fp8")], "no usable row"),
@@ -245,12 +246,14 @@ def test_directories_are_read_as_aiconfigurator_lays_them_out(tmp_path: Path) ->
     _write(old / "context_attention_perf.txt", [attention, attention | {"attn_dtype": "fp8"}])
     _write(old / "nccl_perf.txt", [_gemm(op_name="all_gather", framework="TRTLLM", version="1.0.0")])
     (old / "SHARED_LAYER_REUSE.txt").write_text("not a table")
+    _write(old / "wideep_perf.txt", [{"op": "dispatch", "transmit_us": 3.0}])
     _write(new / "gemm_perf.csv", [_gemm(m=m) for m in range(1, 5)])
 
     imported = import_aiconfigurator(tmp_path)
     assert (imported.runtime, set(imported.tables)) == ("VLLM 0.24.0", {"gemm"})
     assert imported.left_out == {
-        "op_name 'all_gather' is not modelled": 1,
+        "nccl_perf.txt: op_name 'all_gather' is not modelled": 1,
+        "wideep_perf.txt: no column op_name": 1,
         "measured with TRTLLM 1.0.0, the rows used with VLLM 0.24.0": 2,
     }
     for asked in ("TRTLLM", "trtllm 1.0.0"):
