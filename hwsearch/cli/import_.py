@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from hwsearch.cli.options import unit_option
-from hwsearch.cli.output import console, emit_json, json_option, print_counts
-from hwsearch.costmodel.devices import device_named
+from hwsearch.cli.output import console, emit_json, json_option, note, print_counts
+from hwsearch.costmodel.devices import device_named, device_reported_as
 from hwsearch.costmodel.importers import Imported, import_aiconfigurator, import_vidur
 from hwsearch.errors import DataError
 from hwsearch.profilers.store import Store
@@ -94,6 +94,11 @@ def store(*, files: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
 
 def _store(imported: Imported, output: Path, device: DeviceSpec | None, *, as_json: bool) -> None:
+    if device is None and device_reported_as(imported.device_name) is None:
+        note(
+            f"the ceilings of {imported.device_name} are not known: no row was judged by its speed or unit, and "
+            "hwsearch fit needs them"
+        )
     measurements = imported.measurements()
     added = _add(measurements, [] if device is None else [device], output)
     _report(

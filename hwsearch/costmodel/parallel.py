@@ -10,9 +10,11 @@ gathered. A ring all-reduce of D bytes over N devices sends 2 (N - 1) / N D byte
 gather half of that (arXiv 2211.05102, section 3.1). Nothing is overlapped with compute.
 
 Constants: a link reaches 70% of its datasheet rate and a step takes 1.5 microseconds, beside one kernel launch. Chosen
-by looking at public NCCL measurements on 8 H100 (github.com/microsoft/vidur, network/h100_dgx/all_reduce.csv), where
-64 MiB take 0.245 ms over 2 and 0.318 ms over 4 devices (given here: 0.219, 0.331), 2 MiB take 0.039 ms over 8 (0.035)
-and 0.033 ms over 4 (0.021), and messages under 100 KiB about 0.02 ms over 8 (0.024). The interval is a factor of 2.
+by looking at public NCCL measurements on 8 H100 (github.com/microsoft/vidur, data/profiling/network), where 64 MiB take
+0.245 ms over 2 and 0.318 ms over 4 devices (given here: 0.219, 0.331), 2 MiB take 0.039 ms over 8 (0.035) and 0.033 ms
+over 4 (0.021), and messages under 100 KiB about 0.02 ms over 8 (0.024). Not looked at before: 2 MiB over 4 A100 take
+0.053 ms (0.027). Mid-sized messages over four devices are given too short for NCCL, by up to a factor of two, which
+is the interval; engines' own kernels for these sizes are faster than NCCL.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def checked(
     """Put what was read into milliseconds and check it: unit, speed against the roofline, repeats that disagree.
 
     `place` names what was read in messages. `device`: the ceilings to judge by; the built-in device that reports
-    itself as `device_name` where None. Without any, speed is not judged, and that is said.
+    itself as `device_name` where None. Without any, neither unit nor speed is judged.
 
     Raises DataError where the unit is wrong, where more than a third of the rows are bad, or where none is left.
     """
