@@ -15,13 +15,14 @@ import numpy as np
 
 from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
-from hwsearch.costmodel.devices import DEVICES, device_reported_as
-from hwsearch.costmodel.importers import import_aiconfigurator
-from hwsearch.costmodel.memory import head_activation_bytes, layer_activation_bytes
+from hwsearch.costmodel.devices import DEVICES, completed, device_reported_as
+from hwsearch.costmodel.importers import import_tables
+from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.quality import refuse_too_many, suspicious
 from hwsearch.costmodel.tables import Table, tables_from_measurements
 from hwsearch.errors import DataError, InputError, unknown_name
-from hwsearch.operators import Operator
+from hwsearch.operators import Operator, dtype_bytes
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
@@ -66,7 +67,10 @@ def cost_model_named(name: str) -> CostModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Measurements read from a file or folder, of one device, runtime and dtype; left_out: reason -> rows."""
+    """Measurements read from a file or folder, of one device, runtime and dtype.
+
+    left_out: reason -> rows that are not used. merged: how rows repeat an operator -> rows that merging took away.
+    """
 
     tables: Mapping[str, Table]
     device: DeviceSpec
@@ -74,19 +78,24 @@ class Rows:
     dtype: str
     source: str
     left_out: Mapping[str, int]
+    merged: Mapping[str, int]
 
 
-def load_rows(path: Path) -> Rows:
-    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or AIConfigurator's tables.
+def load_rows(path: Path, *, unit: str = "ms") -> Rows:
+    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or another tool's tables.
 
-    A folder is read whole. Raises DataError for anything else, and where the rows come from two devices.
+    A folder is read whole. `unit` is that of another tool's latencies. Raises DataError for anything else, where the
+    rows come from two devices, and for bad data: rows that cannot be right are left out and counted, more than a third
+    of them, or a wrong unit, are refused.
     """
     if not path.exists():
         raise DataError(
-            f"{path} does not exist: give a measurement store, or AIConfigurator's table or folder"
+            f"{path} does not exist: give a measurement store, or tables of AIConfigurator or Vidur, a file or a folder"
         )
     stores = sorted(path.glob("*.db")) if path.is_dir() else [path] if _is_sqlite(path) else []
-    return _load_stores(stores, path) if stores else _load_foreign(path)
+    if stores and unit != "ms":
+        raise InputError(f"{path} is a store, whose latencies are in ms: leave --unit out")
+    return _load_stores(stores, path) if stores else _load_foreign(path, unit)
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -104,37 +113,60 @@ def _load_stores(paths: Iterable[Path], source: Path) -> Rows:
         with Store.open(path) as store:
             measurements += store.measurements()
             devices |= {spec.device_name: spec for spec in store.devices()}
-    tables = tables_from_measurements(measurements)
-    usable = [m for m in measurements if m.status == "ok"]
+    left_out: dict[str, int] = {}
+    bad: dict[str, int] = {}
+    usable = []
+    for measurement in measurements:
+        if measurement.status != "ok":
+            reason = f"{measurement.status}: {measurement.reason}"
+            left_out[reason] = left_out.get(reason, 0) + 1
+        elif not measurement.median_ms > 0:
+            bad["latency is not positive"] = bad.get("latency is not positive", 0) + 1
+        else:
+            usable.append(measurement)
+    tables = tables_from_measurements(usable)
     if not usable:
         raise DataError(
             f"{source} holds no successful measurement: profile first (hwsearch profile -o {source})"
         )
     first = usable[0]
-    left_out: dict[str, int] = {}
-    for measurement in measurements:
-        if measurement.status != "ok":
-            reason = f"{measurement.status}: {measurement.reason}"
-            left_out[reason] = left_out.get(reason, 0) + 1
     name = first.environment.device_name
     device = devices.get(name) or device_reported_as(name)
     if device is None:
         raise DataError(f"{source}: the ceilings of {name!r} are not known; profile it with this hwsearch")
+    merged = _merged(len(usable), tables)
+    for kind, table in tables.items():
+        wrong = suspicious(kind, table.dims, table.latency_ms, device=device, size=dtype_bytes(first.dtype))
+        for reason, where in wrong.items():
+            if where.any():
+                bad[f"{kind}: {reason}"] = int(where.sum())
+        tables[kind] = table.take(~np.any([np.zeros(len(table), bool), *wrong.values()], axis=0))
+    refuse_too_many(bad, len(measurements) - sum(left_out.values()), place=str(source))
     return Rows(
-        tables=tables,
-        device=device,
+        tables={kind: table for kind, table in tables.items() if len(table)},
+        device=completed(device),
         runtime=first.environment.runtime,
         dtype=first.dtype,
         source=f"measured by hwsearch on {name}, {first.environment.runtime}",
-        left_out=left_out,
+        left_out=left_out | bad,
+        merged=merged,
     )
 
 
-def _load_foreign(path: Path) -> Rows:
-    imported = import_aiconfigurator(path)
+def _merged(rows: int, tables: Mapping[str, Table]) -> dict[str, int]:
+    """What a store repeats: an operator measured by several kernels, or under several keys."""
+    repeats = rows - sum(len(table) for table in tables.values())
+    return {"repeats, merged by their median": repeats} if repeats else {}
+
+
+def _load_foreign(path: Path, unit: str) -> Rows:
+    imported = import_tables(path, unit=unit)
     device = device_reported_as(imported.device_name)
     if device is None:
-        raise DataError(f"{path}: no ceilings are known for the device {imported.device_name!r}")
+        raise DataError(
+            f"{path}: no ceilings are known for the device {imported.device_name!r}; `hwsearch devices` lists those "
+            "that are"
+        )
     return Rows(
         tables=imported.tables,
         device=device,
@@ -142,6 +174,7 @@ def _load_foreign(path: Path) -> Rows:
         dtype=imported.dtype,
         source=imported.source,
         left_out=imported.left_out,
+        merged=imported.merged,
     )
 
 
@@ -293,7 +326,7 @@ def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> A
 
 
 def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
-    """Bytes: weights and caches add up over layers, activations are those of the largest layer."""
+    """Bytes: weights and caches add up over layers, activations are those of the largest layer; logits are extra."""
     base, size = space.base, workload.element_bytes
     outside = Architecture.of_base(base)
     own = [choice.parameters(base.hidden_size) for choice in space.choices]
@@ -303,12 +336,11 @@ def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
         for choice in space.choices
     ]
     row = np.array(own, dtype=np.float64) * size + np.array(kept, dtype=np.float64) * workload.batch
-    head = head_activation_bytes(outside, workload)
-    peak = [max(head, layer_activation_bytes(choice, base.hidden_size, workload)) for choice in space.choices]
+    peak = [layer_activation_bytes(choice, base.hidden_size, workload) for choice in space.choices]
     shape = (space.num_layers, 1)
     return Additive(
         np.tile(row, shape),
-        constant=float(everywhere * size),
+        constant=float(everywhere * size + logit_bytes(outside, workload)),
         peak=np.tile(np.array(peak, np.float64), shape),
     )
 

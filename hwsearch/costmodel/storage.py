@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.costmodel.accuracy import OperatorErrors
+from hwsearch.costmodel.devices import completed
 from hwsearch.costmodel.family import Family, family_from_state
 from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import KINDS
@@ -127,7 +128,7 @@ def load_state(path: Path) -> ModelState:
     """Read the folder `path`; DataError where it is not a whole model of a version this package knows."""
     document, packed = _read_pair(path)
     try:
-        device = DeviceSpec(**document["device"])
+        device = completed(DeviceSpec(**document["device"]))
         with np.load(io.BytesIO(packed), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         families = {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hwsearch.errors import unknown_name
+from hwsearch.errors import DataError, unknown_name
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
-from hwsearch.searchspace.bases import BASES, base_named
+from hwsearch.searchspace.bases import BASES, base_from_config, base_named
 from hwsearch.searchspace.mixers import JetBlock, MixerSpec, SlidingWindowAttention
+from hwsearch.searchspace.spec import read_json
 
 __all__ = ["REFERENCES", "architecture_named"]
 
@@ -60,8 +61,16 @@ def architecture_named(name: str) -> Architecture:
     if name in REFERENCES:
         return REFERENCES[name]
     path = Path(name)
-    if name not in BASES and path.is_file() and path.name != "config.json":
-        return Architecture.load(path)
-    if name not in BASES and not path.exists():
+    if name in BASES or (name and path.is_dir() and (path / "config.json").is_file()):
+        return Architecture.of_base(base_named(name))
+    if not name or not path.exists():
         raise unknown_name("architecture", name, [*REFERENCES, *BASES])
-    return Architecture.of_base(base_named(name))
+    if not path.is_file():
+        raise DataError(
+            f"{path} is a folder without a config.json, or no file: give an architecture JSON, or the folder or "
+            "config.json of a checkpoint"
+        )
+    content = read_json(path)
+    if isinstance(content, dict) and "model_type" in content:
+        return Architecture.of_base(base_from_config(path))
+    return Architecture.from_content(content, source=str(path))
