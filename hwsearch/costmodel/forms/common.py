@@ -84,9 +84,10 @@ def waves_of(blocks: FloatArray, device: DeviceSpec, k: Constants) -> FloatArray
     return np.where(waves > 1, waves + (np.ceil(waves) - waves) * k["tail"], 1.0)
 
 
-def heated(seconds: FloatArray, k: Constants) -> FloatArray:
-    """Compute that lasts long runs at a lower clock: `throttle` slower well beyond `throttle_ms`."""
-    return seconds * (1 + k["throttle"] / (1 + (seconds / (k["throttle_ms"] * 1e-3)) ** -2.0))
+def heated(seconds: FloatArray, k: Constants, *, busy: FloatArray | float = 1.0) -> FloatArray:
+    """Compute that lasts long runs at a lower clock: up to `throttle` slower well beyond `throttle_ms`, in
+    proportion to the `busy` share of the multiprocessors."""
+    return seconds * (1 + busy * k["throttle"] / (1 + (seconds / (k["throttle_ms"] * 1e-3)) ** -2.0))
 
 
 BANDWIDTH = Constant("bandwidth", 0.88, 0.5, 1.0)

@@ -7,11 +7,13 @@ import numpy as np
 from hwsearch.costmodel.forms.common import (
     BANDWIDTH,
     COMPUTE,
+    HOT,
     TAIL,
     Constant,
     Constants,
     FloatArray,
     Form,
+    heated,
     pnorm,
     waves_of,
 )
@@ -34,6 +36,7 @@ def _delta_prefill(c: Columns, device: DeviceSpec, size: int, k: Constants) -> F
     rate = k["compute"] * device.peak_flops / device.num_sms
     chunk = k["chunk_us"] * 1e-6 + flops / rate
     chain = waves_of(programs, device, k) * (chunks * chunk + k["program_us"] * 1e-6)
+    chain = heated(chain, k, busy=np.minimum(programs / device.num_sms, 1.0))
     moved = KINDS["delta_rule_prefill"].bytes(c, size)
     # Tokens stream while the chunks run; the final state is written when a program has nothing else to do.
     state = STATE_BYTES * c["batch"] * c["num_v_heads"] * c["head_k_dim"] * c["head_v_dim"]
@@ -48,6 +51,7 @@ DELTA_RULE_PREFILL = Form(
         BANDWIDTH,
         Constant("power", 4.0, 1.2, 12.0),
         COMPUTE,
+        *HOT,
         Constant("chunk_us", 1.0, 0.05, 20.0),
         Constant("program_us", 5.0, 0.05, 20.0),
         Constant("state_share", 0.7, 0.1, 1.0),
