@@ -8,8 +8,11 @@ the quadratic work of a mask:
 In the last two cases the query heads of a group are packed into rows, so that every fused kernel of PyTorch
 takes the call (the memory-efficient one has no grouped heads) and the cache is read once per group.
 
+A mask of real tokens serves padded batches: no query sees a padded key but its own, which keeps the outputs of padded
+queries finite.
+
 Shapes: queries (B, H, T, D), keys and values (B, H_kv, S, D) with S >= T; the T queries are the last T of the
-S positions. H_kv divides H; query head h reads key head h // (H / H_kv).
+S positions. H_kv divides H; query head h reads key head h // (H / H_kv). Mask (B, S) of bool, False where padded.
 """
 
 from __future__ import annotations
@@ -32,7 +35,13 @@ _LEAST_BLOCK = 128  # fewer queries per call and the calls cost more than the ma
 
 
 def attention(
-    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, window: int = 0, backend: str = "torch"
+    q_BHTD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    *,
+    window: int = 0,
+    mask_BS: Tensor | None = None,
+    backend: str = "torch",
 ) -> Tensor:
     """Causal attention output (B, H, T, D), scores scaled by 1 / sqrt(D).
 
@@ -49,35 +58,49 @@ def attention(
         raise InputError(f"attention: {q_BHTD.shape[2]} queries but only {k_BHSD.shape[2]} keys")
     if window < 0:
         raise InputError(f"attention: window must be 0 (none) or positive, got {window}")
-    return choose("attention", backend=backend, implementations=BACKENDS)(q_BHTD, k_BHSD, v_BHSD, window)
+    if mask_BS is not None and mask_BS.shape != (k_BHSD.shape[0], k_BHSD.shape[2]):
+        raise InputError(
+            f"attention: mask {tuple(mask_BS.shape)} must be {(k_BHSD.shape[0], k_BHSD.shape[2])}"
+        )
+    run = choose("attention", backend=backend, implementations=BACKENDS)
+    return run(q_BHTD, k_BHSD, v_BHSD, window, mask_BS)
 
 
-def reference_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int) -> Tensor:
+def reference_attention(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int, mask_BS: Tensor | None = None
+) -> Tensor:
     """Attention from its definition, with all T x S scores."""
     group = q_BHTD.shape[1] // k_BHSD.shape[1]
     queries, keys = q_BHTD.shape[2], k_BHSD.shape[2]
     k_BHSD = k_BHSD.repeat_interleave(group, dim=1)
     v_BHSD = v_BHSD.repeat_interleave(group, dim=1)
     scores = q_BHTD @ k_BHSD.transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
-    seen = _seen(keys - queries, keys, 0, keys, window, q_BHTD.device)
+    seen = _seen(keys - queries, keys, 0, keys, window, mask_BS, q_BHTD.device)
     return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) @ v_BHSD
 
 
-def torch_path(*, queries: int, keys: int, window: int) -> Literal["packed", "causal", "blocks"]:
+def torch_path(
+    *, queries: int, keys: int, window: int, masked: bool = False
+) -> Literal["packed", "causal", "blocks"]:
     """Which of its three ways `torch_attention` takes for a shape."""
     if queries == 1:
         return "packed"
-    return "causal" if queries == keys and (window == 0 or window >= keys) else "blocks"
+    return "causal" if queries == keys and not masked and (window == 0 or window >= keys) else "blocks"
 
 
-def torch_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int) -> Tensor:
+def torch_attention(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int, mask_BS: Tensor | None = None
+) -> Tensor:
     """Attention through F.scaled_dot_product_attention, over the visible keys only."""
     queries, keys = q_BHTD.shape[2], k_BHSD.shape[2]
     past = keys - queries
-    path = torch_path(queries=queries, keys=keys, window=window)
+    path = torch_path(queries=queries, keys=keys, window=window, masked=mask_BS is not None)
     if path == "packed":
         first = max(0, keys - window) if window else 0
-        return _packed(q_BHTD, k_BHSD[:, :, first:], v_BHSD[:, :, first:], None)
+        seen = None
+        if mask_BS is not None:
+            seen = _seen(past, keys, first, keys, 0, mask_BS, q_BHTD.device)
+        return _packed(q_BHTD, k_BHSD[:, :, first:], v_BHSD[:, :, first:], seen)
     if path == "causal":
         grouped = q_BHTD.shape[1] != k_BHSD.shape[1]
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True, enable_gqa=grouped)
@@ -87,19 +110,29 @@ def torch_attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, window: int)
         stop = min(start + block, queries)
         first = max(0, past + start - window + 1) if window else 0
         visible = slice(first, past + stop)
-        seen = _seen(past + start, past + stop, first, past + stop, window, q_BHTD.device)
+        seen = _seen(past + start, past + stop, first, past + stop, window, mask_BS, q_BHTD.device)
         outputs.append(_packed(q_BHTD[:, :, start:stop], k_BHSD[:, :, visible], v_BHSD[:, :, visible], seen))
     return torch.cat(outputs, dim=2)
 
 
 def _seen(
-    first_query: int, last_query: int, first_key: int, last_key: int, window: int, device: torch.device
+    first_query: int,
+    last_query: int,
+    first_key: int,
+    last_key: int,
+    window: int,
+    mask_BS: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
-    """(queries, keys) of bool: which key positions each query position attends to."""
+    """Which key positions each query position attends to: bool, (queries, keys), or (B, 1, queries, keys) if masked."""
     query = torch.arange(first_query, last_query, device=device)[:, None]
     key = torch.arange(first_key, last_key, device=device)[None, :]
     seen = key <= query
-    return seen & (key > query - window) if window else seen
+    if window:
+        seen = seen & (key > query - window)
+    if mask_BS is not None:
+        seen = (seen & mask_BS[:, None, None, first_key:last_key]) | (key == query)
+    return seen
 
 
 def _packed(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, seen: Tensor | None) -> Tensor:
@@ -107,11 +140,11 @@ def _packed(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, seen: Tensor | None)
     batch, heads, length, head_dim = q_BHTD.shape
     group = heads // k_BHSD.shape[1]
     rows = q_BHTD.reshape(batch, -1, group * length, head_dim)
-    mask = None if seen is None else seen.repeat(group, 1)
+    mask = None if seen is None else torch.cat([seen] * group, dim=-2)
     return F.scaled_dot_product_attention(rows, k_BHSD, v_BHSD, attn_mask=mask).reshape(q_BHTD.shape)
 
 
-BACKENDS: Mapping[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+BACKENDS: Mapping[str, Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]] = {
     "reference": reference_attention,
     "torch": torch_attention,
 }
