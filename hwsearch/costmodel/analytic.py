@@ -222,6 +222,27 @@ def _streaming(kind: str, programs: Callable[[Columns], FloatArray]) -> Callable
 _STREAM = (_LAUNCH, _BANDWIDTH, *_L2, _POWER, Constant("program_ns", 100.0, 1.0, 5000.0))
 
 
+def _chunked(kind: str) -> Callable[..., FloatArray]:
+    """A chunked recurrence of which no table is known: launch, then the slower of arithmetic and traffic."""
+
+    def seconds(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
+        compute = KINDS[kind].flops(c) / (k["compute"] * device.peak_flops)
+        memory = KINDS[kind].bytes(c, size) / (k["bandwidth"] * device.bandwidth)
+        chunks = np.ceil(c["seq_len"] / CHUNK) * k["chunk_us"] * 1e-6
+        return k["launch_us"] * 1e-6 + _pnorm(_pnorm(compute, chunks, k["power"]), memory, k["power"])
+
+    return seconds
+
+
+_CHUNKED = (
+    _LAUNCH,
+    _BANDWIDTH,
+    _POWER,
+    Constant("compute", 0.3, 0.01, 1.0),
+    Constant("chunk_us", 1.0, 0.05, 20.0),
+)
+
+
 def _moe(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
     rows = c["num_tokens"] * c["topk"]
     active = np.minimum(c["num_experts"], rows)
@@ -331,6 +352,34 @@ FORMS: Mapping[str, Form] = {
     "elementwise": Form(
         _STREAM,
         _streaming("elementwise", lambda c: c["rows"] * np.ceil(c["width"] / 4096)),
+    ),
+    **{
+        kind: Form(_CHUNKED, _chunked(kind))
+        for kind in (
+            "linear_attention_prefill",
+            "rwkv7_prefill",
+            "diagonal_scan_prefill",
+            "diagonal_ssm_prefill",
+        )
+    },
+    "linear_attention_decode": Form(
+        _STREAM,
+        _streaming(
+            "linear_attention_decode",
+            lambda c: c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 32),
+        ),
+    ),
+    "rwkv7_decode": Form(
+        _STREAM,
+        _streaming("rwkv7_decode", lambda c: c["batch"] * c["num_heads"] * np.ceil(c["head_v_dim"] / 32)),
+    ),
+    "diagonal_scan_decode": Form(
+        _STREAM,
+        _streaming("diagonal_scan_decode", lambda c: c["batch"] * np.ceil(c["channels"] / 256)),
+    ),
+    "diagonal_ssm_decode": Form(
+        _STREAM,
+        _streaming("diagonal_ssm_decode", lambda c: c["batch"] * np.ceil(c["channels"] / 256)),
     ),
     "moe": Form(
         (

@@ -37,9 +37,7 @@ def choose(operation: str, *, backend: str, implementations: Mapping[str, Implem
     return implementations[backend]
 
 
-def resolve(
-    operation: str, *, backend: str, device_type: str, implementations: Mapping[str, object]
-) -> str:
+def resolve(operation: str, *, backend: str, device_type: str, implementations: Mapping[str, object]) -> str:
     """The name of the backend that runs on a type of device: `backend` itself, or what "auto" stands for there.
 
     Raises InputError for a backend that the operation lacks or the device does not run, DependencyError for one
@@ -63,7 +61,9 @@ def resolve(
                 "use backend auto or torch"
             )
         if importlib.util.find_spec(backend) is None:
-            raise DependencyError(_DISTRIBUTION[backend], extra="gpu", purpose=f"{operation} on backend {backend}")
+            raise DependencyError(
+                _DISTRIBUTION[backend], extra="gpu", purpose=f"{operation} on backend {backend}"
+            )
     return backend
 
 

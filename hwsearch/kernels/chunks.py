@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["EPS", "arithmetic", "future", "join", "normalised", "pairwise_decay", "spread", "split"]
+__all__ = ["EPS", "arithmetic", "future", "join", "normalised", "pairwise_decay", "split", "spread"]
 
 EPS = 1e-6  # under the root of the L2 norm
 

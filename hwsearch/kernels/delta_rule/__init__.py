@@ -77,7 +77,5 @@ def delta_rule(
         state_BHKV = torch.zeros(state_shape, dtype=arithmetic(v_BTHV), device=v_BTHV.device)
     elif state_BHKV.shape != state_shape:
         raise InputError(f"delta rule: state {tuple(state_BHKV.shape)} must be {state_shape}")
-    backend = resolve(
-        "delta rule", backend=backend, device_type=v_BTHV.device.type, implementations=BACKENDS
-    )
+    backend = resolve("delta rule", backend=backend, device_type=v_BTHV.device.type, implementations=BACKENDS)
     return BACKENDS[backend](q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV)

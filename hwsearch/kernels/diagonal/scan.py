@@ -33,9 +33,7 @@ def diagonal_scan(
     Raises InputError for shapes that do not fit or an unknown backend.
     """
     if a_BTD.shape != x_BTD.shape:
-        raise InputError(
-            f"diagonal scan: decays {tuple(a_BTD.shape)} and inputs {tuple(x_BTD.shape)} differ"
-        )
+        raise InputError(f"diagonal scan: decays {tuple(a_BTD.shape)} and inputs {tuple(x_BTD.shape)} differ")
     batch, _, channels = x_BTD.shape
     dtype = arithmetic(x_BTD)
     if state_BD is None:

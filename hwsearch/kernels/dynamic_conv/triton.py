@@ -26,7 +26,7 @@ _BLOCK_D = 64
 
 def fused_dynamic_conv(x_BTD: Tensor, taps_BTDW: Tensor, state_BWD: Tensor) -> Tensor:
     """Outputs (B, T, D) in the dtype of x, after the W inputs of the state."""
-    return _DynamicConv.apply(x_BTD, taps_BTDW, state_BWD)  # type: ignore[no-any-return, no-untyped-call]
+    return _DynamicConv.apply(x_BTD, taps_BTDW, state_BWD)  # type: ignore[no-any-return]
 
 
 class _DynamicConv(torch.autograd.Function):
@@ -69,7 +69,7 @@ def _sizes(x_BTD: Tensor, taps_BTDW: Tensor) -> tuple[int, int, int, int, int, i
 
 
 @triton.jit
-def _tile(T, D, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile(T, D, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
     """Tokens (BLOCK_T, 1, 1) and channels (1, BLOCK_D, 1) of this program, and its sequence as a 64-bit index."""
     token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -77,18 +77,16 @@ def _tile(T, D, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def _window(x, state, b, token, channel, tap, T, D, W: tl.constexpr, inside, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _window(x, state, b, token, channel, tap, T, D, W: tl.constexpr, inside, DTYPE: tl.constexpr):
     """The inputs that each tap of each token meets: of this piece, or of the state before it."""
     position = token - (W - 1) + tap
     here = tl.load(x + (b * T + position) * D + channel, mask=inside & (position >= 0), other=0.0)
-    earlier = tl.load(
-        state + (b * W + W + position) * D + channel, mask=inside & (position < 0), other=0.0
-    )
+    earlier = tl.load(state + (b * W + W + position) * D + channel, mask=inside & (position < 0), other=0.0)
     return tl.where(position >= 0, here.to(DTYPE), earlier.to(DTYPE))
 
 
 @triton.jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+def _forward_kernel(
     x,
     taps,
     state,
@@ -113,7 +111,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _taps_kernel(  # type: ignore[no-untyped-def]
+def _taps_kernel(
     x,
     taps,
     state,
@@ -143,7 +141,7 @@ def _taps_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _inputs_kernel(  # type: ignore[no-untyped-def]
+def _inputs_kernel(
     taps,
     dsum,
     dx,

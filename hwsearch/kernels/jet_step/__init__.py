@@ -4,8 +4,8 @@ and L2 norm of queries and keys, gates, gated delta rule, gated RMS norm.
 "triton" does it in one launch that reads and writes the recurrent state once; "torch" and "reference" are the same
 step composed of the operators, which is what the fused kernel is tested against.
 
-Shapes: q, k (B, H, K), v and gate (B, H, V), taps (B, H V, W), a and b (B, H), A_log and dt_bias (H,), norm weight (V,),
-state (B, H, K, V) in fp32, convolution state (B, W, H V) in the dtype of v, oldest first.
+Shapes: q, k (B, H, K), v and gate (B, H, V), taps (B, H V, W), a and b (B, H), A_log and dt_bias (H,), norm weight
+(V,), state (B, H, K, V) in fp32, convolution state (B, W, H V) in the dtype of v, oldest first.
 """
 
 from __future__ import annotations

@@ -79,12 +79,12 @@ def fused_jet_step(
 
 
 @triton.jit
-def _silu(x):  # type: ignore[no-untyped-def]
+def _silu(x):
     return x / (1 + tl.exp(-x))
 
 
 @triton.jit
-def _kernel(  # type: ignore[no-untyped-def]
+def _kernel(
     q,
     k,
     v,

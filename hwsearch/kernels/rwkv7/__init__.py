@@ -39,8 +39,9 @@ def torch_rwkv7(
     """The step for one token, the chunked form for more."""
     if v_BTHV.shape[1] > 1:
         return chunked_rwkv7(r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, state_BHKV)
-    tokens = (x[:, 0] for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK))
-    out, state = rwkv7_step(*tokens, state_BHKV)
+    out, state = rwkv7_step(
+        r_BTHK[:, 0], w_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], a_BTHK[:, 0], b_BTHK[:, 0], state_BHKV
+    )
     return out[:, None], state
 
 

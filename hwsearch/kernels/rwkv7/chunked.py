@@ -36,9 +36,7 @@ def chunked_rwkv7(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, H, V) and the last state (B, H, K, V)."""
     dtype, length = arithmetic(v_BTHV), v_BTHV.shape[1]
-    r, w, k, v, a, b = (
-        split(x.to(dtype), _CHUNK) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)
-    )
+    r, w, k, v, a, b = (split(x.to(dtype), _CHUNK) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK))
     total = w.cumsum(dim=-2)  # G, (B, H, N, C, K)
     middle = total[..., _CHUNK // 2 - 1 : _CHUNK // 2, :]
     before = total - w  # G_{t-1}

@@ -23,8 +23,9 @@ def recurrent_rwkv7(
     state = state_BHKV
     outputs = []
     for t in range(r_BTHK.shape[1]):
-        tokens = (x[:, t] for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK))
-        out, state = rwkv7_step(*tokens, state)
+        out, state = rwkv7_step(
+            r_BTHK[:, t], w_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t], a_BTHK[:, t], b_BTHK[:, t], state
+        )
         outputs.append(out)
     return torch.stack(outputs, dim=1), state
 
