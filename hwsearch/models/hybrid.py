@@ -25,7 +25,7 @@ from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.mixers import NoMixer
 
-__all__ = ["HybridForCausalLM", "HybridLayer", "HybridModel"]
+__all__ = ["HybridForCausalLM", "HybridLayer", "HybridModel", "hybrid_config"]
 
 
 class HybridLayer(GradientCheckpointingLayer):
@@ -268,6 +268,22 @@ class HybridForCausalLM(_Hybrid, GenerationMixin):
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = self.model.new_cache()
+
+
+def hybrid_config(architecture: Architecture) -> HybridConfig:
+    """The config of an architecture, after the model was built from it on the meta device.
+
+    Raises InputError for a mixer without a module.
+    """
+    config = HybridConfig.of(architecture)
+    config.architectures = [HybridForCausalLM.__name__]
+    with torch.device("meta"):
+        model = HybridForCausalLM(config)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    assert built == architecture.parameters, (
+        f"{built} parameters built, {architecture.parameters} in closed form"
+    )
+    return config
 
 
 def _mask(attention_mask: Tensor | None, batch: int, length: int, cache: HybridCache | None) -> Tensor | None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hwsearch.errors import InputError
 from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.models.misfits import Misfit, described
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Family
 from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, MixerSpec, SlidingWindowAttention
@@ -93,36 +94,36 @@ NATIVE: Mapping[str, _Native] = {
 }
 
 
-def misfits(architecture: Architecture, name: str) -> list[str]:
+def misfits(architecture: Architecture, name: str) -> list[Misfit]:
     """Why a class of transformers cannot hold an architecture, layer by layer; empty where it can."""
     target, base = NATIVE[name], architecture.base
     if base.family not in target.families:
-        return [f"its layers are not those of the family {base.family}"]
+        return [Misfit(f"its layers are not those of the family {base.family}")]
     found = []
-    delta: GatedDeltaNet | None = None
+    window = _window(architecture)
+    deltas = [mixer for mixer in _mixers(architecture) if isinstance(mixer, GatedDeltaNet)]
+    if target.needs is not None and not any(isinstance(m, target.needs) for m in _mixers(architecture)):
+        found.append(Misfit("it is for models with gated delta nets, this one has none"))
+    if deltas and not any(isinstance(m, FullAttention) for m in _mixers(architecture)):
+        found.append(Misfit("it needs at least one full-attention layer"))
+    if deltas and base.rope_scaling is not None:
+        found.append(Misfit("its rotary embedding takes no stretching"))
     for index, layer in enumerate(architecture.layers):
-        mixer, where = layer.mixer, f"layer {index} ({layer.mixer.kind})"
+        mixer, reasons = layer.mixer, []
         if layer.ffn != base.ffn:
-            found.append(f"{where}: its feed-forward size {layer.ffn.intermediate_size} is not the model's")
+            reasons.append(
+                f"feed-forward size {layer.ffn.intermediate_size} where the model has one for all layers"
+            )
         if not isinstance(mixer, target.mixers):
-            found.append(f"{where}: it has no such mixer")
+            reasons.append("it has no such mixer")
         elif isinstance(mixer, _SOFTMAX):
             if mixer.model_dump(exclude={"kind", "window"}) != base.mixer.model_dump(exclude={"kind"}):
-                found.append(f"{where}: {mixer.label} differs from the model's {base.mixer.label}")
-            if isinstance(mixer, SlidingWindowAttention) and mixer.window != _window(architecture):
-                found.append(
-                    f"{where}: window {mixer.window} beside {_window(architecture)}, it has one for all layers"
-                )
-        elif isinstance(mixer, GatedDeltaNet):
-            delta = delta or mixer
-            if mixer != delta:
-                found.append(f"{where}: {mixer.label} beside {delta.label}, it has one shape for all layers")
-    if target.needs is not None and not any(isinstance(m, target.needs) for m in _mixers(architecture)):
-        found.append("it is for models with gated delta nets, this one has none")
-    if not any(isinstance(m, FullAttention) for m in _mixers(architecture)) and delta is not None:
-        found.append("it needs at least one full-attention layer")
-    if delta is not None and base.rope_scaling is not None:
-        found.append("its rotary embedding takes no stretching")
+                reasons.append(f"{mixer.label} differs from the model's {base.mixer.label}")
+            if isinstance(mixer, SlidingWindowAttention) and mixer.window != window:
+                reasons.append(f"window {mixer.window} beside {window}, it has one for all layers")
+        elif isinstance(mixer, GatedDeltaNet) and mixer != deltas[0]:
+            reasons.append(f"{mixer.label} beside {deltas[0].label}, it has one shape for all layers")
+        found += [Misfit.of(index, layer, reason) for reason in reasons]
     return found
 
 
@@ -134,11 +135,9 @@ def native_name(architecture: Architecture) -> str:
             return name
     own = [name for name in reasons if architecture.base.family in NATIVE[name].families]
     nearest = min(own, key=lambda name: len(reasons[name]))
-    shown = reasons[nearest]
-    more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
     raise InputError(
-        f"no class of transformers holds {architecture.name}; the nearest is {nearest}: {'; '.join(shown[:4])}{more}; "
-        "use --to hf, which holds every architecture"
+        f"no class of transformers holds {architecture.name}; the nearest is {nearest}: "
+        f"{described(reasons[nearest])}; use --to hf, which holds every architecture"
     )
 
 

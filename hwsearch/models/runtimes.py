@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from hwsearch.errors import DependencyError, InputError
+from hwsearch.models.misfits import Misfit, described
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.mixers import (
     FullAttention,
@@ -125,21 +126,22 @@ def fla_config(architecture: Architecture) -> RuntimeConfig:
     return RuntimeConfig(entry.model, content, built=True)
 
 
-def _fla_misfits(architecture: Architecture) -> list[str]:
+def _fla_misfits(architecture: Architecture) -> list[Misfit]:
     base, found = architecture.base, []
     for index, layer in enumerate(architecture.layers):
-        mixer, where = layer.mixer, f"layer {index} ({layer.mixer.kind})"
+        mixer, reasons = layer.mixer, []
         if not isinstance(mixer, _SOFTMAX):
             continue
         if mixer.qk_norm:
-            found.append(f"{where}: its attention has no norm on queries and keys")
+            reasons.append("its attention has no norm on queries and keys")
         if mixer.head_dim * mixer.num_heads != base.hidden_size:
-            found.append(
-                f"{where}: heads of {mixer.head_dim} channels, its attention has hidden_size / num_heads = "
+            reasons.append(
+                f"heads of {mixer.head_dim} channels, its attention has hidden_size / num_heads = "
                 f"{base.hidden_size / mixer.num_heads:g}"
             )
         if base.rope_scaling is not None:
-            found.append(f"{where}: its rotary embedding takes no stretching")
+            reasons.append("its rotary embedding takes no stretching")
+        found += [Misfit.of(index, layer, reason) for reason in reasons]
     return found
 
 
@@ -207,19 +209,7 @@ def jet_nemotron_config(architecture: Architecture) -> RuntimeConfig:
     mixer = _only_linear(architecture, (JetBlock,), "Jet-Nemotron")
     assert isinstance(mixer, JetBlock)
     windows = [m.window for m in _softmax_mixers(architecture) if isinstance(m, SlidingWindowAttention)]
-    found = []
-    for index, layer in enumerate(architecture.layers):
-        where = f"layer {index} ({layer.mixer.kind})"
-        if isinstance(layer.mixer, _SOFTMAX):
-            if layer.mixer.qk_norm or not layer.mixer.qkv_bias:
-                found.append(f"{where}: its attention has biases on queries, keys and values and no norm")
-            if layer.mixer.model_dump(exclude={"kind", "window"}) != base.mixer.model_dump(exclude={"kind"}):
-                found.append(f"{where}: {layer.mixer.label} differs from the model's {base.mixer.label}")
-        if isinstance(layer.mixer, SlidingWindowAttention) and layer.mixer.window != windows[0]:
-            found.append(
-                f"{where}: window {layer.mixer.window} beside {windows[0]}, it has one for all layers"
-            )
-    _refuse("Jet-Nemotron", found)
+    _refuse("Jet-Nemotron", _jet_misfits(architecture, windows))
     names = {"full_attention": "attn", "sliding_window_attention": "swa", "jet_block": "jet"}
     efficient: dict[str, Any] = {
         "jet": {
@@ -258,6 +248,22 @@ def jet_nemotron_config(architecture: Architecture) -> RuntimeConfig:
     return RuntimeConfig("JetNemotronForCausalLM", content, built=False)
 
 
+def _jet_misfits(architecture: Architecture, windows: Sequence[int]) -> list[Misfit]:
+    base, found = architecture.base, []
+    for index, layer in enumerate(architecture.layers):
+        mixer, reasons = layer.mixer, []
+        if not isinstance(mixer, _SOFTMAX):
+            continue
+        if mixer.qk_norm or not mixer.qkv_bias:
+            reasons.append("its attention has biases on queries, keys and values and no norm")
+        if mixer.model_dump(exclude={"kind", "window"}) != base.mixer.model_dump(exclude={"kind"}):
+            reasons.append(f"{mixer.label} differs from the model's {base.mixer.label}")
+        if isinstance(mixer, SlidingWindowAttention) and mixer.window != windows[0]:
+            reasons.append(f"window {mixer.window} beside {windows[0]}, it has one for all layers")
+        found += [Misfit.of(index, layer, reason) for reason in reasons]
+    return found
+
+
 def _common(architecture: Architecture) -> dict[str, Any]:
     base = architecture.base
     return {
@@ -285,25 +291,26 @@ def _only_linear(architecture: Architecture, known: tuple[type, ...], runtime: s
         )
     found = []
     for index, layer in enumerate(architecture.layers):
-        where = f"layer {index} ({layer.mixer.kind})"
+        mixer, reasons = layer.mixer, []
         if layer.ffn != architecture.base.ffn:
-            found.append(f"{where}: its feed-forward size {layer.ffn.intermediate_size} is not the model's")
-        if isinstance(layer.mixer, NoMixer):
-            found.append(f"{where}: every layer has a mixer there")
-        elif not isinstance(layer.mixer, (*_SOFTMAX, *known)):
-            found.append(f"{where}: there is no such mixer there")
-        elif not isinstance(layer.mixer, _SOFTMAX) and layer.mixer != linear[0]:
-            found.append(
-                f"{where}: {layer.mixer.kind} {layer.mixer.label} beside {linear[0].kind} {linear[0].label}, "
-                "there is one linear mixer for all layers"
+            reasons.append(
+                f"feed-forward size {layer.ffn.intermediate_size} where the model has one for all layers"
             )
+        if isinstance(mixer, NoMixer):
+            reasons.append("every layer has a mixer there")
+        elif not isinstance(mixer, (*_SOFTMAX, *known)):
+            reasons.append("there is no such mixer there")
+        elif not isinstance(mixer, _SOFTMAX) and mixer != linear[0]:
+            reasons.append(
+                f"{mixer.label} beside {linear[0].kind} {linear[0].label}, there is one linear mixer for all layers"
+            )
+        found += [Misfit.of(index, layer, reason) for reason in reasons]
     _refuse(runtime, found)
     return linear[0]
 
 
-def _refuse(runtime: str, found: list[str]) -> None:
+def _refuse(runtime: str, found: Sequence[Misfit]) -> None:
     if found:
-        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
         raise InputError(
-            f"{runtime} cannot hold {'; '.join(found[:4])}{more}; use --to hf, which holds every architecture"
+            f"{runtime} cannot hold {described(found)}; use --to hf, which holds every architecture"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hwsearch.errors import unknown_name
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
@@ -55,7 +57,9 @@ REFERENCES: Mapping[str, Architecture] = {
 def architecture_named(name: str) -> Architecture:
     """A reference architecture, a built-in base as it is, an architecture JSON, or a Hugging Face config.
 
-    Raises InputError for an unknown name and DataError for a file that holds neither.
+    A Hugging Face config (the file, or a folder with a config.json) is that of a base model, or that of a hybrid model
+    that `hwsearch build` made.
+    Raises InputError for an unknown name and DataError for a file that holds none of these.
     """
     if name in REFERENCES:
         return REFERENCES[name]
@@ -64,4 +68,15 @@ def architecture_named(name: str) -> Architecture:
         return Architecture.load(path)
     if name not in BASES and not path.exists():
         raise unknown_name("architecture", name, [*REFERENCES, *BASES])
+    if name not in BASES and (config := _hybrid_config(path / "config.json" if path.is_dir() else path)):
+        return Architecture.from_content(config["architecture"], source=name)
     return Architecture.of_base(base_named(name))
+
+
+def _hybrid_config(path: Path) -> Mapping[str, Any] | None:
+    """The config.json of a model that `hwsearch build` made; None for anything else."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and "architecture" in config else None
