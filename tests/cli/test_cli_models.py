@@ -12,7 +12,6 @@ pytest.importorskip("transformers", reason="needs transformers: pip install 'hws
 
 from transformers import AutoModelForCausalLM
 
-import hwsearch.cli.build  # noqa: F401  (its lazy imports are then counted to this module, not to a test)
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.mixers import NoMixer
 from tests.cli.conftest import Call

@@ -120,3 +120,15 @@ def pieces(total: int, lengths: Sequence[int]) -> list[slice]:
         start += length
     assert start >= total
     return slices
+
+
+def tokenizer() -> Any:
+    """One token per word, "t3" to "t96", after three special ones."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    names = ["<pad>", "<eos>", "<bos>", *(f"t{i}" for i in range(3, VOCABULARY))]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left"
+    )
