@@ -26,6 +26,7 @@ from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 
 __all__ = ["LayerOrigin", "build_model"]
 
+_QUIET_SINK = -10.0
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -133,7 +134,8 @@ def _layer_weights(
     }
     if isinstance(layer.mixer, FullAttention | SlidingWindowAttention):
         if _same_softmax(layer.mixer, base.mixer):
-            return copied | {f"mixer.{name}": tensor for name, tensor in attention.items()}, {}
+            new = {"mixer.sinks": _quiet_sinks(layer.mixer)} if layer.mixer.sinks else {}
+            return copied | {f"mixer.{name}": tensor for name, tensor in attention.items()}, new
         return copied, {f"mixer.{k}": v for k, v in _pooled(layer.mixer, base.mixer, attention).items()}
     teacher = Teacher.of(base.mixer, attention)
     return copied, {f"mixer.{k}": v for k, v in mapped_mixer(layer.mixer, teacher).items()}
@@ -149,7 +151,13 @@ def _attention_names(mixer: FullAttention) -> list[str]:
 
 
 def _same_softmax(mixer: FullAttention | SlidingWindowAttention, teacher: FullAttention) -> bool:
-    return mixer.model_dump(exclude={"kind", "window"}) == teacher.model_dump(exclude={"kind"})
+    own = {"kind", "window", "sinks", "scores"}
+    return mixer.model_dump(exclude=own) == teacher.model_dump(exclude=own)
+
+
+def _quiet_sinks(mixer: FullAttention | SlidingWindowAttention) -> Tensor:
+    """Sinks that take next to nothing of a softmax, so that a layer starts as its teacher."""
+    return torch.full((mixer.num_heads,), _QUIET_SINK)
 
 
 def _pooled(
@@ -164,10 +172,11 @@ def _pooled(
         grouped = tensor.reshape(wanted, had // wanted, teacher.head_dim, *tensor.shape[1:]).float()
         return grouped.mean(dim=1).reshape(-1, *tensor.shape[1:]).to(tensor.dtype)
 
-    return {
+    pooled = {
         name: mean(tensor) if name.startswith(("k_proj", "v_proj")) else tensor
         for name, tensor in attention.items()
     }
+    return pooled | ({"sinks": _quiet_sinks(mixer)} if mixer.sinks else {})
 
 
 def _origins(

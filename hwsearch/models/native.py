@@ -119,6 +119,8 @@ def misfits(architecture: Architecture, name: str) -> list[Misfit]:
         elif isinstance(mixer, _SOFTMAX):
             if mixer.model_dump(exclude={"kind", "window"}) != base.mixer.model_dump(exclude={"kind"}):
                 reasons.append(f"{mixer.label} differs from the model's {base.mixer.label}")
+            elif mixer.sinks or mixer.scores != "softmax":
+                reasons.append("its attention has neither sinks nor sigmoid scores")
             if isinstance(mixer, SlidingWindowAttention) and mixer.window != window:
                 reasons.append(f"window {mixer.window} beside {window}, it has one for all layers")
         elif isinstance(mixer, GatedDeltaNet) and mixer != deltas[0]:

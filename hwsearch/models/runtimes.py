@@ -134,6 +134,8 @@ def _fla_misfits(architecture: Architecture) -> list[Misfit]:
             continue
         if mixer.qk_norm:
             reasons.append("its attention has no norm on queries and keys")
+        if mixer.sinks or mixer.scores != "softmax":
+            reasons.append("its attention has neither sinks nor sigmoid scores")
         if mixer.head_dim * mixer.num_heads != base.hidden_size:
             reasons.append(
                 f"heads of {mixer.head_dim} channels, its attention has hidden_size / num_heads = "
@@ -256,6 +258,8 @@ def _jet_misfits(architecture: Architecture, windows: Sequence[int]) -> list[Mis
             continue
         if mixer.qk_norm or not mixer.qkv_bias:
             reasons.append("its attention has biases on queries, keys and values and no norm")
+        if mixer.sinks or mixer.scores != "softmax":
+            reasons.append("its attention has neither sinks nor sigmoid scores")
         if mixer.model_dump(exclude={"kind", "window"}) != base.mixer.model_dump(exclude={"kind"}):
             reasons.append(f"{mixer.label} differs from the model's {base.mixer.label}")
         if isinstance(mixer, SlidingWindowAttention) and mixer.window != windows[0]:

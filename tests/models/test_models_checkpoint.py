@@ -79,13 +79,13 @@ def test_fewer_key_value_heads_are_means(tmp_path: Path) -> None:
     grouped = LayerSpec(mixer=base.mixer.replace(num_kv_heads=2), ffn=base.ffn)
     architecture = Architecture(name="a", base=base, layers=(grouped,) * 3)
     ours, origins = build_model(architecture, checkpoint=checkpoint)
-    before, after = theirs.model.layers[0].self_attn, ours.model.layers[0].mixer
-    weight = before.k_proj.weight.unflatten(0, (2, 2, 8)).mean(1).flatten(0, 1)
-    torch.testing.assert_close(after.k_proj.weight, weight)
+    before = {k.removeprefix("model.layers.0.self_attn."): v for k, v in theirs.state_dict().items()}
+    after = {k.removeprefix("model.layers.0.mixer."): v for k, v in ours.state_dict().items()}
     torch.testing.assert_close(
-        after.v_proj.bias, before.v_proj.bias.unflatten(0, (2, 2, 8)).mean(1).flatten()
+        after["k_proj.weight"], before["k_proj.weight"].reshape(2, 2, 8, 32).mean(1).flatten(0, 1)
     )
-    torch.testing.assert_close(after.q_proj.weight, before.q_proj.weight)
+    torch.testing.assert_close(after["v_proj.bias"], before["v_proj.bias"].reshape(2, 2, 8).mean(1).flatten())
+    torch.testing.assert_close(after["q_proj.weight"], before["q_proj.weight"])
     assert origins[0].new == ()
     assert "mixer.k_proj.weight" in origins[0].mapped
 
@@ -182,3 +182,18 @@ def test_random_models_depend_on_the_seed_only() -> None:
     assert torch.equal(one.lm_head.weight, same.lm_head.weight)
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers were touched"
+
+
+def test_sinks_start_without_effect_and_sigmoid_scores_inherit_the_projections(tmp_path: Path) -> None:
+    tiny.save_checkpoint(tmp_path, "qwen3")
+    checkpoint = Checkpoint(tmp_path)
+    base = checkpoint.base
+    sunk = LayerSpec(mixer=base.mixer.replace(sinks=True), ffn=base.ffn)
+    ours, origins = build_model(Architecture(name="a", base=base, layers=(sunk,) * 3), checkpoint=checkpoint)
+    assert origins[0].mapped == ("mixer.sinks",)
+    plain, _ = build_model(Architecture.of_base(base), checkpoint=checkpoint)
+    ids = tiny.tokens(2, 40)
+    assert 0 < tiny.largest_difference(tiny.logits(ours, ids), tiny.logits(plain, ids)) < 5e-3
+    sigmoid = LayerSpec(mixer=base.mixer.replace(scores="sigmoid"), ffn=base.ffn)
+    _, origins = build_model(Architecture(name="a", base=base, layers=(sigmoid,) * 3), checkpoint=checkpoint)
+    assert origins[0].new == ()

@@ -101,6 +101,11 @@ def test_targets_in_architecture_json_are_those_that_hold_it() -> None:
         hybrid(llama, llama.mixer, llama.mixer),
         hybrid(llama, llama.mixer, DELTA),
         hybrid(base, base.mixer, base.mixer.replace(num_kv_heads=4)),
+        hybrid(base, base.mixer, base.mixer.replace(sinks=True)),
+        hybrid(
+            base.replace(mixer=tiny.FULL.replace(scores="sigmoid")),
+            *[tiny.FULL.replace(scores="sigmoid")] * 2,
+        ),
         hybrid(base, base.mixer, base.mixer).replace(layers=[LayerSpec(mixer=base.mixer, ffn=other)] * 2),
     ]
     for architecture in cases:

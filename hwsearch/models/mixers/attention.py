@@ -1,7 +1,8 @@
 """Causal softmax attention over the whole context or a sliding window, with grouped queries.
 
-Covers what Qwen2 (bias on q, k and v), Qwen3 (RMSNorm per head on q and k) and Llama (neither; stretched rotary
-frequencies) do, with their parameter names. The state holds rotated keys; a window keeps no more than it can see.
+Options: sinks and sigmoid scores, as the spec describes them. Covers what Qwen2 (bias on q, k and v), Qwen3 (RMSNorm
+per head on q and k) and Llama (neither; stretched rotary frequencies) do, with their parameter names. The state holds
+rotated keys; a window keeps no more than it can see.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class AttentionState(MixerState):
 
 
 class SoftmaxAttention(Mixer):
-    """Softmax attention; `window` 0 sees the whole context."""
+    """Softmax attention, or sigmoid attention where asked for; `window` 0 sees the whole context."""
 
     def __init__(
         self,
@@ -49,6 +50,8 @@ class SoftmaxAttention(Mixer):
         window: int = 0,
         qk_norm: bool = False,
         qkv_bias: bool = False,
+        sinks: bool = False,
+        sigmoid: bool = False,
         norm_eps: float = 1e-6,
         backend: Backend = "auto",
     ) -> None:
@@ -63,6 +66,8 @@ class SoftmaxAttention(Mixer):
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
         self.q_norm = RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+        self.sigmoid = sigmoid
 
     @classmethod
     def from_spec(
@@ -88,9 +93,15 @@ class SoftmaxAttention(Mixer):
             window=spec.window if isinstance(spec, SlidingWindowAttention) else 0,
             qk_norm=spec.qk_norm,
             qkv_bias=spec.qkv_bias,
+            sinks=spec.sinks,
+            sigmoid=spec.scores == "sigmoid",
             norm_eps=norm_eps,
             backend=backend,
         )
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def new_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -130,7 +141,16 @@ class SoftmaxAttention(Mixer):
                 state, k_BHSD, v_BHSD, mask_BS, length if mask_BT is None else mask_BT.sum(dim=1)
             )
         self.kernel_used = backend = "torch" if self.backend == "auto" else self.backend
-        out_BHTD = attention(q_BHTD, k_BHSD, v_BHSD, window=self.window, mask_BS=mask_BS, backend=backend)
+        out_BHTD = attention(
+            q_BHTD,
+            k_BHSD,
+            v_BHSD,
+            window=self.window,
+            mask_BS=mask_BS,
+            sinks_H=self.sinks,
+            sigmoid=self.sigmoid,
+            backend=backend,
+        )
         return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, length, -1)), after
 
     def _rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,10 @@
-"""Softmax attention: over the whole context, or over a sliding window."""
+"""Softmax attention: over the whole context, or over a sliding window.
+
+Two options change its weights and next to nothing of its cost. `sinks`: each head has a learned logit that takes its
+share of the softmax and carries no value, so that a head may attend to nothing (arXiv 2508.10925). `scores` sigmoid:
+each weight is the sigmoid of its score minus the logarithm of the number of visible tokens, and nothing is normalised
+over the tokens (arXiv 2409.04431).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +26,8 @@ class _Softmax(Mixer):
     head_dim: PositiveInt
     qk_norm: StrictBool = False
     qkv_bias: StrictBool = False
+    sinks: StrictBool = False
+    scores: Literal["softmax", "sigmoid"] = "softmax"
 
     @model_validator(mode="after")
     def _groups(self) -> _Softmax:
@@ -27,6 +35,8 @@ class _Softmax(Mixer):
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        if self.sinks and self.scores == "sigmoid":
+            raise ValueError("sinks take part in a softmax: leave them out with sigmoid scores")
         return self
 
     @property
@@ -40,13 +50,15 @@ class _Softmax(Mixer):
     @property
     def label(self) -> str:
         window = f", window {self._window}" if self._window else ""
-        return f"{self.num_heads}/{self.num_kv_heads} heads x {self.head_dim}{window}"
+        options = (", sinks" if self.sinks else "") + (", sigmoid" if self.scores == "sigmoid" else "")
+        return f"{self.num_heads}/{self.num_kv_heads} heads x {self.head_dim}{window}{options}"
 
     def parameters(self, hidden_size: int) -> int:
         output = self.num_heads * self.head_dim * hidden_size
         norms = 2 * self.head_dim if self.qk_norm else 0
         bias = self._qkv_size if self.qkv_bias else 0
-        return hidden_size * self._qkv_size + bias + norms + output
+        sinks = self.num_heads if self.sinks else 0
+        return hidden_size * self._qkv_size + bias + norms + sinks + output
 
     def lower(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
