@@ -137,7 +137,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: HybridForCausalL
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
