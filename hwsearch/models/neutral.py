@@ -3,8 +3,9 @@
 Short convolutions pass each token through (the last tap is one, the others zero), JetBlock's kernel generator gives
 that kernel for every token. Write strengths start at one half for every token. Decays do not depend on the token at
 first; their rates lie evenly in the logarithm from 0.001 to 0.1 per token over the heads (GLA: over the channels), so
-that some heads remember ten tokens and some a thousand. The output gates are SiLU without a bias: no weights make
-them a constant other than zero, so they start like other new weights.
+that some heads remember ten tokens and some a thousand. RG-LRU's gates are half open, its output gate, a GELU with a
+bias, lets everything pass. The other output gates are SiLU without a bias: no weights make them a constant other than
+zero, so they start like other new weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hwsearch.searchspace.mixers import GLA, RGLRU, DeltaNet, GatedDeltaNet, Jet
 
 __all__ = ["neutral_start"]
 
+_GELU_IS_ONE = 1.1446
 _GLA_TEMPERATURE = 16  # its log decay is logsigmoid(gate) / 16
 
 
@@ -61,9 +63,13 @@ def neutral_start(spec: MixerSpec, hidden_size: int) -> dict[str, Tensor]:
                 "dt_bias": decay["dt_bias"],
             }
         case RGLRU():
+            block = spec.width // spec.num_heads
+            gates = ("input_gate_weight", "recurrent_gate_weight")
             return {
-                "conv1d.weight": _pass_through(spec.width, spec.conv_size),
-                "conv1d.bias": torch.zeros(spec.width),
+                "conv_1d.weight": _pass_through(spec.width, spec.conv_size),
+                "linear_y.weight": torch.zeros(spec.width, hidden_size),
+                "linear_y.bias": torch.full((spec.width,), _GELU_IS_ONE),
+                **{f"rg_lru.{name}": torch.zeros(spec.num_heads, block, block) for name in gates},
             }
         case _:
             return {}

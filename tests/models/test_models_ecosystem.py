@@ -16,21 +16,10 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM
 
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers import MIXERS
-from hwsearch.searchspace.mixers import GatedDeltaNet, JetBlock, MixerSpec, NoMixer
+from hwsearch.searchspace.mixers import MixerSpec, NoMixer
 from tests.models import tiny
 
-STACK: tuple[MixerSpec, ...] = tuple(
-    mixer
-    for mixer in (
-        GatedDeltaNet(num_k_heads=2, num_v_heads=4, head_k_dim=12, head_v_dim=20),
-        tiny.FULL,
-        JetBlock(num_heads=2, head_k_dim=12, head_v_dim=20),
-        NoMixer(),
-        tiny.WINDOW,
-    )
-    if type(mixer) in {*MIXERS, NoMixer}
-)
+STACK: tuple[MixerSpec, ...] = (*tiny.LINEAR[:1], tiny.FULL, *tiny.LINEAR[1:2], NoMixer(), tiny.WINDOW)
 
 
 class Repeats(Dataset[dict[str, list[int]]]):

@@ -18,11 +18,14 @@ from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.searchspace.mixers import MixerSpec, NoMixer
 from tests.models import tiny
 
-CLOSE = 1e-5  # fp32, on logits of a few units
+CLOSE = 1e-5  # of the largest logit, in fp32
 STACKS: dict[str, tuple[MixerSpec, ...]] = {
     "full": (tiny.FULL, tiny.FULL),
     "window": (tiny.WINDOW, tiny.WINDOW.replace(window=1), tiny.WINDOW.replace(window=64)),
     "softmax and none": (NoMixer(), tiny.FULL, NoMixer(), tiny.WINDOW),
+    "sinks and sigmoid": (tiny.FULL.replace(sinks=True), tiny.WINDOW.replace(scores="sigmoid")),
+    **{f"{spec.kind} and full": (spec, tiny.FULL) for spec in tiny.LINEAR},
+    "everything": (tiny.WINDOW, *tiny.LINEAR, NoMixer(), tiny.FULL),
 }
 
 
@@ -45,7 +48,7 @@ def in_pieces(model: HybridForCausalLM, ids: Tensor, lengths: list[int], **argum
 def test_pieces_with_a_cache_equal_one_forward(model: HybridForCausalLM, lengths: list[int]) -> None:
     ids = tiny.tokens(3, 23)
     whole = tiny.logits(model, ids, use_cache=False)
-    assert tiny.largest_difference(in_pieces(model, ids, lengths), whole) < CLOSE
+    assert tiny.relative_difference(in_pieces(model, ids, lengths), whole) < CLOSE
     assert whole.std() > 0.1, "logits too small for the comparison to mean anything"
 
 
@@ -59,8 +62,8 @@ def test_left_padding_changes_nothing(model: HybridForCausalLM, lengths: list[in
     with_cache = in_pieces(model, ids, lengths, attention_mask=mask)
     for row, padded in enumerate(padding):
         alone = tiny.logits(model, ids[row : row + 1, padded:], use_cache=False)[0]
-        assert tiny.largest_difference(padded_at_once[row, padded:], alone) < CLOSE
-        assert tiny.largest_difference(with_cache[row, padded:], alone) < CLOSE
+        assert tiny.relative_difference(padded_at_once[row, padded:], alone) < CLOSE
+        assert tiny.relative_difference(with_cache[row, padded:], alone) < CLOSE
 
 
 def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: HybridForCausalLM) -> None:
@@ -69,7 +72,7 @@ def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: H
     mask[1, 6:] = 0
     padded = tiny.logits(model, ids, attention_mask=mask, use_cache=False)
     alone = tiny.logits(model, ids[1:, :6], use_cache=False)
-    assert tiny.largest_difference(padded[1, :6], alone[0]) < CLOSE
+    assert tiny.relative_difference(padded[1, :6], alone[0]) < CLOSE
     with pytest.raises(InputError, match="pad on the left"):
         model(ids, attention_mask=mask, use_cache=True)
 
@@ -128,7 +131,7 @@ def test_cache_follows_the_sequences_it_is_told_to_keep(model: HybridForCausalLM
     cache.batch_repeat_interleave(2)
     kept = ids[[2, 2, 0, 0]]
     after = tiny.logits(model, kept[:, 8:], past_key_values=cache)
-    assert tiny.largest_difference(after, tiny.logits(model, kept)[:, 8:]) < CLOSE
+    assert tiny.relative_difference(after, tiny.logits(model, kept)[:, 8:]) < CLOSE
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: HybridForCausalLM) -> None:
