@@ -1,7 +1,8 @@
-"""hwsearch export: one architecture of a finished search as architecture JSON."""
+"""hwsearch export: an architecture as JSON, or as a model folder that another runtime reads."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,46 +11,138 @@ from typing import Any
 
 import click
 
-from hwsearch.cli.output import console, emit_json, json_option
+from hwsearch.cli.output import console, emit_json, json_option, working
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.models import require_transformers
 from hwsearch.search.study import read_result
 from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.references import architecture_named
 
 __all__ = ["command"]
 
+_FORMATS = ("json", "hf", "native", "fla", "jet-nemotron")
+
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option(
+    "--to",
+    "form",
+    default="json",
+    show_default=True,
+    type=click.Choice(_FORMATS),
+    help="json: architecture JSON. The others write a model folder: hf our own classes, native a class of "
+    "transformers, fla flash-linear-attention, jet-nemotron NVIDIA's code.",
+)
 @click.option(
     "--pick",
-    default="best",
-    show_default=True,
-    help="best (least quality loss), knee, exact (the exact optimum), or a number of the front.",
+    help="Of a search: best (least quality loss, the default), knee, exact (the optimum), or a number of the front.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file, or the folder, to write.",
+)
 @json_option
-def command(*, run: Path, pick: str, output: Path, as_json: bool) -> None:
-    """Write an architecture that the search in RUN found. `hwsearch predict --arch FILE` reads it."""
-    result = read_result(run)
-    architecture = _architecture(result, pick, run)
-    _write(output, architecture.to_json())
+def command(*, source: str, form: str, pick: str | None, output: Path, as_json: bool) -> None:
+    """Write an architecture for another tool. SOURCE: the run of a search, an architecture, or a built model.
+
+    A folder for another runtime holds its config.json; --to native converts the weights too where SOURCE is a folder
+    that `hwsearch build` made. Native and fla configs are built without memory first, and every layer is checked;
+    what a runtime cannot hold is refused, layer by layer.
+    """
+    run = Path(source)
+    if run.is_dir() and not (run / "config.json").is_file():
+        architecture = _architecture(read_result(run), pick or "best", run)
+    elif pick is not None:
+        raise InputError(f"--pick {pick} chooses from the run of a search; {source} is none: leave it out")
+    else:
+        architecture = architecture_named(source)
+    written: dict[str, Any] = {"class": None, "built": False, "weights": False}
+    if form == "json":
+        _write(output, architecture.to_json())
+    else:
+        require_transformers(purpose=f"hwsearch export --to {form}")
+        with working("writing"):
+            written = _write_folder(output, architecture, form, source=run)
+    report = {
+        "output": str(output),
+        "name": architecture.name,
+        "mixers": dict(architecture.count()),
+        "targets": list(architecture.targets),
+        "to": form,
+        **written,
+    }
     if as_json:
-        emit_json(
-            {
-                "output": str(output),
-                "name": architecture.name,
-                "mixers": dict(architecture.count()),
-                "targets": list(architecture.targets),
-            }
-        )
+        emit_json(report)
         return
     targets = ", ".join(architecture.targets) or "none: no class of transformers holds these layers"
-    console().print(
-        f"{architecture.name}: {', '.join(f'{count} {kind}' for kind, count in architecture.count().items())}",
-        markup=False,
-    )
-    console().print(f"native classes that can hold it: {targets}", markup=False)
-    console().print(f"written to {output}", markup=False, soft_wrap=True)
+    lines = [f"{architecture.name}: {', '.join(f'{n} {kind}' for kind, n in architecture.count().items())}"]
+    if form == "json":
+        lines.append(f"native classes that can hold it: {targets}")
+    else:
+        how = (
+            "built without memory, every layer checked"
+            if report["built"]
+            else "by its published rules, not built here"
+        )
+        lines.append(f"{report['class']}: {how}; {'with' if report['weights'] else 'without'} weights")
+    for line in (*lines, f"written to {output}"):
+        console().print(line, markup=False, soft_wrap=True)
+
+
+def _write_folder(output: Path, architecture: Architecture, form: str, *, source: Path) -> dict[str, Any]:
+    """Write a model folder; the class it is for, whether that was built to check it, and whether it has weights."""
+    from transformers.utils import logging
+
+    from hwsearch.models import native, runtimes
+    from hwsearch.models.configuration import SHIM, SHIM_TEXT
+    from hwsearch.models.folder import check_absent, new_folder
+    from hwsearch.models.hybrid import hybrid_config
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    check_absent(output)
+    built_here = (source / "config.json").is_file() and any(source.glob("*.safetensors"))
+    if form == "native" and built_here:
+        return _convert(output, source)
+    config: Any
+    if form == "hf":
+        name, built, config = "HybridForCausalLM", True, hybrid_config(architecture)
+    elif form == "native":
+        name, built = native.native_name(architecture), True
+        config = native.native_config(architecture, name)
+        native.check_layers(config, architecture)
+    else:
+        made = (runtimes.fla_config if form == "fla" else runtimes.jet_nemotron_config)(architecture)
+        name, built, config = made.class_name, made.built, None
+        text = json.dumps(made.content, indent=2) + "\n"
+    with new_folder(output) as folder:
+        if config is not None:
+            config.save_pretrained(folder)
+        else:
+            (folder / "config.json").write_text(text, encoding="utf-8")
+        if form == "hf":
+            (folder / f"{SHIM}.py").write_text(SHIM_TEXT, encoding="utf-8")
+    return {"class": name, "built": built, "weights": False}
+
+
+def _convert(output: Path, source: Path) -> dict[str, Any]:
+    """A built model as a native one, with its weights and tokenizer files."""
+    from hwsearch.models.checkpoint import TOKENIZER_FILES
+    from hwsearch.models.folder import new_folder
+    from hwsearch.models.hybrid import HybridForCausalLM
+    from hwsearch.models.native import native_model
+
+    made = native_model(HybridForCausalLM.from_pretrained(source, dtype="auto"))
+    with new_folder(output) as folder:
+        made.save_pretrained(folder, max_shard_size="5GB")
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                (folder / name).write_bytes((source / name).read_bytes())
+    return {"class": type(made).__name__, "built": True, "weights": True}
 
 
 def _architecture(result: Mapping[str, Any], pick: str, run: Path) -> Architecture:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "evaluate": "Errors of a cost model on measurements it was not fitted on.",
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
+    "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
     "export": "Write an architecture of a search as JSON.",
     "schema": "Print the JSON Schema of architecture files.",
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hwsearch.costmodel.forms.chunked import chunked
 from hwsearch.costmodel.forms.common import Constant, Constants, FloatArray, Form
 from hwsearch.costmodel.forms.context_attention import CONTEXT_ATTENTION
 from hwsearch.costmodel.forms.delta_rule import DELTA_RULE_PREFILL
@@ -29,6 +30,28 @@ FORMS: Mapping[str, Form] = {
     "delta_rule_prefill": DELTA_RULE_PREFILL,
     "delta_rule_decode": streaming(
         "delta_rule_decode", lambda c: c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 32)
+    ),
+    **{
+        kind: chunked(kind)
+        for kind in (
+            "linear_attention_prefill",
+            "rwkv7_prefill",
+            "diagonal_scan_prefill",
+            "diagonal_ssm_prefill",
+        )
+    },
+    "linear_attention_decode": streaming(
+        "linear_attention_decode",
+        lambda c: c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 32),
+    ),
+    "rwkv7_decode": streaming(
+        "rwkv7_decode", lambda c: c["batch"] * c["num_heads"] * np.ceil(c["head_v_dim"] / 32)
+    ),
+    "diagonal_scan_decode": streaming(
+        "diagonal_scan_decode", lambda c: c["batch"] * np.ceil(c["channels"] / 256)
+    ),
+    "diagonal_ssm_decode": streaming(
+        "diagonal_ssm_decode", lambda c: c["batch"] * np.ceil(c["channels"] / 256)
     ),
     "short_conv_prefill": streaming(
         "short_conv_prefill",

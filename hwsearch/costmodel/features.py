@@ -190,6 +190,23 @@ def _elementwise(c: Columns, device: DeviceSpec, size: int) -> _Features:
     }
 
 
+def _recurrent(kind: str) -> Callable[[Columns, DeviceSpec, int], _Features]:
+    """Batch, length where there is one, and totals: what any recurrence's speed depends on."""
+
+    def features(c: Columns, device: DeviceSpec, size: int) -> _Features:
+        lengths = {"log_seq": np.log2(c["seq_len"])} if "seq_len" in c else {}
+        return {"log_batch": np.log2(c["batch"]), **lengths, **_totals(kind, c, device, size)}
+
+    return features
+
+
+_RECURRENT = tuple(
+    f"{family}_{phase}"
+    for family in ("linear_attention", "rwkv7", "diagonal_scan", "diagonal_ssm")
+    for phase in ("prefill", "decode")
+)
+
+
 def _moe(c: Columns, device: DeviceSpec, size: int) -> _Features:
     rows = c["num_tokens"] * c["topk"]
     active = np.minimum(c["num_experts"], rows)
@@ -222,6 +239,7 @@ FEATURES: Mapping[str, Callable[[Columns, DeviceSpec, int], _Features]] = {
     "short_conv_prefill": _conv_prefill,
     "short_conv_decode": _conv_decode,
     "elementwise": _elementwise,
+    **{kind: _recurrent(kind) for kind in _RECURRENT},
     "moe": _moe,
 }
 

@@ -11,6 +11,7 @@ quantised (weights.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,8 +85,17 @@ def _live_elements(op: Operator) -> int:
             return 2 * batch * (heads + kv_heads) * head_dim
         case "delta_rule_prefill" | "delta_rule_decode":
             *tokens, k_heads, v_heads, k_dim, v_dim = d
-            rows = tokens[0] * (tokens[1] if len(tokens) > 1 else 1)
-            return rows * 2 * (k_heads * k_dim + v_heads * v_dim + v_heads)
+            return math.prod(tokens) * 2 * (k_heads * k_dim + v_heads * v_dim + v_heads)
+        case "linear_attention_prefill" | "linear_attention_decode":
+            *tokens, k_heads, v_heads, k_dim, v_dim, gate_dim = d
+            return math.prod(tokens) * (2 * k_heads * k_dim + v_heads * (2 * v_dim + gate_dim))
+        case "rwkv7_prefill" | "rwkv7_decode":
+            *tokens, heads, k_dim, v_dim = d
+            return math.prod(tokens) * heads * (5 * k_dim + 2 * v_dim)
+        case "diagonal_scan_prefill" | "diagonal_scan_decode":
+            return 3 * math.prod(d)
+        case "diagonal_ssm_prefill" | "diagonal_ssm_decode":
+            return 2 * math.prod(d[:-1])
         case "short_conv_prefill":
             return 2 * d[0] * d[1] * d[2]
         case "short_conv_decode":

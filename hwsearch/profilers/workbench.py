@@ -7,6 +7,7 @@ anything is allocated, because a machine that swaps, or whose kernel kills the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor
 
 from hwsearch.errors import DataError, InputError
+from hwsearch.kernels import kernel_name
 from hwsearch.kernels.attention import attention, torch_path
 from hwsearch.kernels.delta_rule import CHUNK, delta_rule, delta_rule_step
+from hwsearch.kernels.diagonal import diagonal_scan, diagonal_ssm
 from hwsearch.kernels.elementwise import elementwise
+from hwsearch.kernels.linear_attention import linear_attention
+from hwsearch.kernels.rwkv7 import rwkv7
 from hwsearch.kernels.short_conv import short_conv, short_conv_step
 from hwsearch.operators import KINDS, STATE_BYTES, Operator, columns, dtype_bytes
 from hwsearch.profilers.environment import available_bytes
@@ -54,9 +59,17 @@ def needed_bytes(operator: Operator, dtype: str) -> int:
         cache = 2 * size * d["batch"] * d["past_len"] * d["num_kv_heads"] * d["head_dim"]
         # Queries are packed and outputs joined: both exist twice.
         return int(2 * least + cache)
-    if operator.kind == "delta_rule_prefill":
-        rows = d["batch"] * d["num_v_heads"] * -(-d["seq_len"] // CHUNK) * CHUNK
-        return int(least + STATE_BYTES * rows * (8 * d["head_k_dim"] + 8 * d["head_v_dim"] + 6 * CHUNK))
+    if operator.kind in ("delta_rule_prefill", "linear_attention_prefill", "rwkv7_prefill"):
+        heads = d["num_heads"] if "num_heads" in d else d["num_v_heads"]
+        rows = d["batch"] * heads * -(-d["seq_len"] // CHUNK) * CHUNK
+        # Scores of a chunk, which a gate per channel keeps for every channel of a quarter as long a chunk.
+        scores = CHUNK * max(6, d.get("gate_dim", 1))
+        return int(least + STATE_BYTES * rows * (16 * d["head_k_dim"] + 10 * d["head_v_dim"] + scores))
+    if operator.kind.startswith("diagonal"):
+        # Everything is computed in fp32, and several times over.
+        return int(
+            least + 8 * STATE_BYTES * math.prod(operator.dims[:-1]) * max(1, d.get("state_size", 0) // 16)
+        )
     if operator.kind == "elementwise":
         return int(least + size * d["rows"] * d["width"])
     # Joined inputs of a convolution, a decayed state.
@@ -215,6 +228,58 @@ def _elementwise(d: Dims, draw: Draw) -> Task:
     return Task(lambda: elementwise(inputs, writes=writes), "torch.elementwise")
 
 
+def _linear_attention(d: Dims, draw: Draw, length: int) -> Task:
+    tokens = (d["batch"], length)
+    q, k = (draw(*tokens, d["num_k_heads"], d["head_k_dim"]) for _ in range(2))
+    v = draw(*tokens, d["num_v_heads"], d["head_v_dim"])
+    g = _DECAY * draw(*tokens, d["num_v_heads"], d["gate_dim"]).abs()
+    state = draw(d["batch"], d["num_v_heads"], d["head_k_dim"], d["head_v_dim"], dtype=torch.float32)
+    return Task(
+        lambda: linear_attention(q, k, v, g, scale=1.0, state_BHKV=state, backend=BACKEND),
+        kernel_name("linear_attention", backend=BACKEND, length=length),
+    )
+
+
+def _rwkv7(d: Dims, draw: Draw, length: int) -> Task:
+    keys = (d["batch"], length, d["num_heads"], d["head_k_dim"])
+    r, k, a, b = (draw(*keys) / d["head_k_dim"] for _ in range(4))
+    w = _DECAY * draw(*keys).abs()
+    v = draw(*keys[:3], d["head_v_dim"])
+    state = draw(d["batch"], *keys[2:], d["head_v_dim"], dtype=torch.float32)
+    return Task(
+        lambda: rwkv7(r, w, k, v, a, b, state_BHKV=state, backend=BACKEND),
+        kernel_name("rwkv7", backend=BACKEND, length=length),
+    )
+
+
+def _diagonal_scan(d: Dims, draw: Draw, length: int) -> Task:
+    x, a = (draw(d["batch"], length, d["channels"]) for _ in range(2))
+    a, state = a.sigmoid(), draw(d["batch"], d["channels"], dtype=torch.float32)
+    return Task(
+        lambda: diagonal_scan(a, x, state_BD=state, backend=BACKEND),
+        kernel_name("diagonal_scan", backend=BACKEND, length=length),
+    )
+
+
+def _diagonal_ssm(d: Dims, draw: Draw, length: int) -> Task:
+    x = draw(d["batch"], length, d["channels"])
+    states = (d["channels"], d["state_size"])
+    g, b, c = (draw(*states, dtype=torch.float32) for _ in range(3))
+    g, state = _DECAY * g.abs(), draw(d["batch"], *states, dtype=torch.float32)
+    return Task(
+        lambda: diagonal_ssm(x, g, b, c, state_BDN=state, backend=BACKEND),
+        kernel_name("diagonal_ssm", backend=BACKEND, length=length),
+    )
+
+
+def _phases(family: str, build: Callable[[Dims, Draw, int], Task]) -> dict[str, Callable[[Dims, Draw], Task]]:
+    """The builders of a family's two kinds, which differ in the length alone."""
+    return {
+        f"{family}_prefill": lambda d, draw: build(d, draw, d["seq_len"]),
+        f"{family}_decode": lambda d, draw: build(d, draw, 1),
+    }
+
+
 _BUILDERS: Mapping[str, Callable[[Dims, Draw], Task]] = {
     "gemm": _gemm,
     "context_attention": _context_attention,
@@ -224,4 +289,8 @@ _BUILDERS: Mapping[str, Callable[[Dims, Draw], Task]] = {
     "short_conv_prefill": _short_conv_prefill,
     "short_conv_decode": _short_conv_decode,
     "elementwise": _elementwise,
+    **_phases("linear_attention", _linear_attention),
+    **_phases("rwkv7", _rwkv7),
+    **_phases("diagonal_scan", _diagonal_scan),
+    **_phases("diagonal_ssm", _diagonal_ssm),
 }

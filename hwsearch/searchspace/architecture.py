@@ -215,7 +215,8 @@ def _native_targets(architecture: Architecture) -> list[str]:
     sliding = {m for m in mixers if isinstance(m, SlidingWindowAttention)}
     delta = {m for m in mixers if isinstance(m, GatedDeltaNet)}
     windowless = {FullAttention(**m.model_dump(exclude={"kind", "window"})) for m in sliding}
-    if (full | windowless) - {base.mixer} or len(sliding) > 1 or len(delta) > 1:
+    plain = not base.mixer.sinks and base.mixer.scores == "softmax"
+    if not plain or (full | windowless) - {base.mixer} or len(sliding) > 1 or len(delta) > 1:
         return []
     if mixers == full:
         return [_FULL_CLASS[base.family]]

@@ -196,7 +196,7 @@ def base_from_config(path: Path) -> Base:
                 "num_kv_heads": config.get("num_key_value_heads") or heads,
                 "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
                 "qk_norm": family == "qwen3",
-                "qkv_bias": family == "qwen2" or bool(config.get("attention_bias")),
+                "qkv_bias": family == "qwen2",
             },
             "ffn": {"kind": "swiglu", "intermediate_size": config["intermediate_size"]},
             "tie_word_embeddings": config.get("tie_word_embeddings", False),
@@ -225,10 +225,8 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
         )
     if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias"):
         raise DataError(f"{path}: only SwiGLU feed-forward networks without bias are supported")
-    if config["model_type"] == "llama" and config.get("attention_bias"):
-        raise DataError(
-            f"{path}: Llama models with attention_bias (a bias on the output too) are not supported"
-        )
+    if config["model_type"] in ("llama", "qwen3") and config.get("attention_bias"):
+        raise DataError(f"{path}: attention_bias puts a bias on the output too, which is not supported")
 
 
 def _scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:

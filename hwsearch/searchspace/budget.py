@@ -11,7 +11,20 @@ from hwsearch.errors import InputError, unknown_name
 
 __all__ = ["COUNTED_KINDS", "BudgetSpec", "parse_budget"]
 
-COUNTED_KINDS = ("full_attention", "sliding_window_attention", "gated_delta_net", "jet_block", "none")
+COUNTED_KINDS = (
+    "full_attention",
+    "sliding_window_attention",
+    "gated_delta_net",
+    "jet_block",
+    "delta_net",
+    "gla",
+    "retnet",
+    "mamba2",
+    "rwkv7",
+    "rg_lru",
+    "h3",
+    "none",
+)
 
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},

@@ -9,6 +9,7 @@ as two rows of bf16. Copies of the cache are not operators of a layer; costmodel
 
 from __future__ import annotations
 
+from hwsearch.errors import InputError
 from hwsearch.operators import Operator, operator
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.ffn import FFNSpec
@@ -115,7 +116,9 @@ def _mixer(mixer: MixerSpec, hidden_size: int, w: Workload) -> tuple[Operator, .
         case JetBlock():
             return _jet_block(mixer, hidden_size, w)
         case _:
-            raise AssertionError(f"no eager lowering for {mixer.kind}")
+            raise InputError(
+                f"the host hf-eager has no kernel list for the mixer {mixer.kind}: use the host engine"
+            )
 
 
 def _only(kinds: tuple[str, ...], operators: tuple[Operator, ...]) -> Operator:

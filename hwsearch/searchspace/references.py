@@ -56,21 +56,27 @@ REFERENCES: Mapping[str, Architecture] = {
 def architecture_named(name: str) -> Architecture:
     """A reference architecture, a built-in base as it is, an architecture JSON, or a Hugging Face config.
 
-    Raises InputError for an unknown name and DataError for a file that holds neither.
+    A Hugging Face config (the file, or a folder with a config.json) is that of a base model, or that of a hybrid model
+    that `hwsearch build` made.
+    Raises InputError for an unknown name and DataError for a file that holds none of these.
     """
     if name in REFERENCES:
         return REFERENCES[name]
     path = Path(name)
-    if name in BASES or (name and path.is_dir() and (path / "config.json").is_file()):
+    if name in BASES:
         return Architecture.of_base(base_named(name))
     if not name or not path.exists():
         raise unknown_name("architecture", name, [*REFERENCES, *BASES])
+    path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(
-            f"{path} is a folder without a config.json, or no file: give an architecture JSON, or the folder or "
+            f"{name} is a folder without a config.json, or no file: give an architecture JSON, or the folder or "
             "config.json of a checkpoint"
         )
     content = read_json(path)
     if isinstance(content, dict) and "model_type" in content:
+        # A model that `hwsearch build` made carries its architecture in its config.
+        if "architecture" in content:
+            return Architecture.from_content(content["architecture"], source=name)
         return Architecture.of_base(base_from_config(path))
     return Architecture.from_content(content, source=str(path))

@@ -24,7 +24,7 @@ class Spec(BaseModel):
 
     def replace(self, /, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
-        return type(self).model_validate({**self.model_dump(), **changes})
+        return type(self).model_validate({**dict(self), **changes})
 
 
 def problems(error: ValidationError) -> str:

@@ -30,6 +30,14 @@ TYPICAL = {
     "short_conv_prefill": (4, 4096, 6144, 4),
     "short_conv_decode": (512, 6144, 4),
     "elementwise": (65536, 4096, 1, 1),
+    "linear_attention_prefill": (4, 4096, 16, 16, 128, 128, 128),
+    "linear_attention_decode": (64, 16, 16, 128, 128, 128),
+    "rwkv7_prefill": (4, 4096, 32, 64, 64),
+    "rwkv7_decode": (64, 32, 64, 64),
+    "diagonal_scan_prefill": (16, 4096, 4096),
+    "diagonal_scan_decode": (512, 4096),
+    "diagonal_ssm_prefill": (16, 4096, 4096, 16),
+    "diagonal_ssm_decode": (512, 4096, 16),
     "moe": (512, 2048, 768, 8, 128),
 }
 

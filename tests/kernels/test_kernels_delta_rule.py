@@ -129,4 +129,6 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="state"):
         delta_rule(x.q, x.k, x.v, x.g, x.beta, state_BHKV=x.state[:1])
     with pytest.raises(InputError, match="unknown backend"):
+        delta_rule(x.q, x.k, x.v, x.g, x.beta, backend="cuda")
+    with pytest.raises(InputError, match="backend fla runs on CUDA devices, and the tensors are on cpu"):
         delta_rule(x.q, x.k, x.v, x.g, x.beta, backend="fla")

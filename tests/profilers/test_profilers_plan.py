@@ -29,7 +29,9 @@ def test_default_plan_spreads_over_the_kinds(device_type: str) -> None:
     points = default_plan(device_type, points=203, seed=1)
     assert len(set(points)) == 203
     counts = Counter(point.kind for point in points)
-    assert set(counts) == set(KINDS) - {"moe"}
+    # The presets' kinds; operators of other mixers are measured when a profiled architecture has them.
+    assert not set(counts) - set(KINDS)
+    assert len(counts) == 8
     assert set(counts.values()) == {25, 26}
     for point in points:
         named = dict(zip(KINDS[point.kind].dims, point.dims, strict=True))

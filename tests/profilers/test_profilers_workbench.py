@@ -42,6 +42,35 @@ _CASES = {
     "torch.delta_rule_step": operator(
         "delta_rule_decode", batch=2, num_k_heads=2, num_v_heads=4, head_k_dim=8, head_v_dim=12
     ),
+    "torch.linear_attention_chunked": operator(
+        "linear_attention_prefill",
+        batch=2,
+        seq_len=70,
+        num_k_heads=2,
+        num_v_heads=4,
+        head_k_dim=8,
+        head_v_dim=12,
+        gate_dim=8,
+    ),
+    "torch.linear_attention_step": operator(
+        "linear_attention_decode",
+        batch=2,
+        num_k_heads=2,
+        num_v_heads=4,
+        head_k_dim=8,
+        head_v_dim=12,
+        gate_dim=1,
+    ),
+    "torch.rwkv7_chunked": operator(
+        "rwkv7_prefill", batch=2, seq_len=70, num_heads=3, head_k_dim=8, head_v_dim=8
+    ),
+    "torch.rwkv7_step": operator("rwkv7_decode", batch=2, num_heads=3, head_k_dim=8, head_v_dim=8),
+    "torch.diagonal_scan_chunked": operator("diagonal_scan_prefill", batch=2, seq_len=70, channels=6),
+    "torch.diagonal_scan_step": operator("diagonal_scan_decode", batch=2, channels=6),
+    "torch.diagonal_ssm_chunked": operator(
+        "diagonal_ssm_prefill", batch=2, seq_len=70, channels=6, state_size=4
+    ),
+    "torch.diagonal_ssm_step": operator("diagonal_ssm_decode", batch=2, channels=6, state_size=4),
     "torch.conv1d": operator("short_conv_prefill", batch=2, seq_len=9, channels=6, width=4),
     "torch.short_conv_step": operator("short_conv_decode", batch=2, channels=6, width=4),
     "torch.elementwise": operator("elementwise", rows=4, width=6, reads=2, writes=2),

@@ -7,22 +7,23 @@ on whole columns at once, so one definition serves a single operator and a table
 FLOPs count a multiply-add as two. Bytes are the least traffic to device memory: every input read once, every
 output written once. Recurrent states are held in fp32 whatever the dtype of the activations.
 
-Sources: the closed forms follow from the algorithms; the chunked delta rule is Yang et al., arXiv 2412.06464
-(gated delta rule, chunk length 64).
+The closed forms follow from the algorithms; those of the recurrent operators stand in recurrent.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import InputError, unknown_name
+from hwsearch.operators.kind import STATE_BYTES, Columns, FloatArray, OperatorKind
+from hwsearch.operators.recurrent import CHUNK, RECURRENT_KINDS
 
 __all__ = [
+    "CHUNK",
     "DTYPE_BYTES",
     "KINDS",
     "STATE_BYTES",
@@ -36,12 +37,7 @@ __all__ = [
     "operator",
 ]
 
-FloatArray = NDArray[np.float64]
-Columns = Mapping[str, FloatArray]
-
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-STATE_BYTES = 4  # recurrent states are fp32
-CHUNK = 64  # chunk length of the chunked delta rule
 
 _MAY_BE_ZERO = frozenset({"window", "past_len"})
 
@@ -55,20 +51,6 @@ class Operator(NamedTuple):
     def __str__(self) -> str:
         names = KINDS[self.kind].dims
         return f"{self.kind}({', '.join(f'{n}={v}' for n, v in zip(names, self.dims, strict=True))})"
-
-
-@dataclass(frozen=True)
-class OperatorKind:
-    """What is known of a kind of operator from its shape alone.
-
-    flops: columns (n,) each -> FLOPs (n,).
-    bytes: columns (n,) each and the bytes per element of activations and weights -> bytes (n,).
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    flops: Callable[[Columns], FloatArray]
-    bytes: Callable[[Columns, int], FloatArray]
 
 
 def attended_pairs(seq_len: FloatArray, past_len: FloatArray, window: FloatArray) -> FloatArray:
@@ -104,36 +86,6 @@ def _attended(c: Columns) -> FloatArray:
 
 def _generation_attention_bytes(c: Columns, size: int) -> FloatArray:
     return size * c["batch"] * c["head_dim"] * 2 * (_attended(c) * c["num_kv_heads"] + c["num_heads"])
-
-
-def _delta_prefill_flops(c: Columns) -> FloatArray:
-    dk, dv = c["head_k_dim"], c["head_v_dim"]
-    chunks = np.ceil(c["seq_len"] / CHUNK)
-    scores = 2 * (2 * CHUNK * CHUNK * dk)  # key-key and query-key products
-    inverse = 4 / 3 * CHUNK**3  # triangular inverse of the key-key system
-    apply_inverse = 2 * CHUNK * CHUNK * (dk + dv)
-    state = 6 * CHUNK * dk * dv  # read for values, read for queries, update
-    within = 2 * CHUNK * CHUNK * dv
-    return c["batch"] * c["num_v_heads"] * chunks * (scores + inverse + apply_inverse + state + within)
-
-
-def _delta_token_elements(c: Columns) -> FloatArray:
-    """Elements of q, k, v, the output and the two gates per token."""
-    return (
-        2 * c["num_k_heads"] * c["head_k_dim"] + 2 * c["num_v_heads"] * c["head_v_dim"] + 2 * c["num_v_heads"]
-    )
-
-
-def _delta_state_bytes(c: Columns) -> FloatArray:
-    return STATE_BYTES * c["num_v_heads"] * c["head_k_dim"] * c["head_v_dim"]
-
-
-def _delta_prefill_bytes(c: Columns, size: int) -> FloatArray:
-    return c["batch"] * (size * c["seq_len"] * _delta_token_elements(c) + _delta_state_bytes(c))
-
-
-def _delta_decode_bytes(c: Columns, size: int) -> FloatArray:
-    return c["batch"] * (size * _delta_token_elements(c) + 2 * _delta_state_bytes(c))
 
 
 def _conv_prefill_bytes(c: Columns, size: int) -> FloatArray:
@@ -175,18 +127,6 @@ KINDS: Mapping[str, OperatorKind] = {
             _generation_attention_bytes,
         ),
         OperatorKind(
-            "delta_rule_prefill",
-            ("batch", "seq_len", "num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim"),
-            _delta_prefill_flops,
-            _delta_prefill_bytes,
-        ),
-        OperatorKind(
-            "delta_rule_decode",
-            ("batch", "num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim"),
-            lambda c: 8 * c["batch"] * c["num_v_heads"] * c["head_k_dim"] * c["head_v_dim"],
-            _delta_decode_bytes,
-        ),
-        OperatorKind(
             "short_conv_prefill",  # causal depthwise convolution
             ("batch", "seq_len", "channels", "width"),
             lambda c: 2 * c["batch"] * c["seq_len"] * c["channels"] * c["width"],
@@ -210,6 +150,7 @@ KINDS: Mapping[str, OperatorKind] = {
             lambda c: 6 * c["num_tokens"] * c["topk"] * c["hidden_size"] * c["inter_size"],
             _moe_bytes,
         ),
+        *RECURRENT_KINDS,
     )
 }
 

@@ -1,173 +1,74 @@
-"""Token mixers: what each is made of and what it costs, in closed form.
-
-A mixer spec holds dimensions only. From them, the hidden size and a workload it lowers itself to operators;
-FLOPs and bytes are sums over those. Projections that read the same input are lowered as one gemm, as serving
-engines fuse them.
-
-Sources: gated delta net, arXiv 2412.06464 with the layer layout of flash-linear-attention; JetBlock,
-arXiv 2508.15884 (dynamic convolution over the values, no convolution over queries and keys).
-"""
+"""Mixers around the delta rule: DeltaNet (arXiv 2406.06484), gated DeltaNet (arXiv 2412.06464) and JetBlock
+(arXiv 2508.15884), with the layer layouts of flash-linear-attention and of NVIDIA's published model code."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import model_validator
 
 from hwsearch.operators import STATE_BYTES, Operator, operator
-from hwsearch.searchspace.spec import PositiveInt, Spec
+from hwsearch.searchspace.mixers.base import LinearMixer, elementwise, linear, short_conv
+from hwsearch.searchspace.spec import PositiveInt
 from hwsearch.searchspace.workload import Workload
 
-__all__ = [
-    "FullAttention",
-    "GatedDeltaNet",
-    "JetBlock",
-    "Mixer",
-    "MixerSpec",
-    "NoMixer",
-    "SlidingWindowAttention",
-    "elementwise",
-    "linear",
-]
-
-LayerType = Literal["full_attention", "sliding_attention", "linear_attention", "moe"]
+__all__ = ["DeltaNet", "GatedDeltaNet", "JetBlock"]
 
 
-def linear(workload: Workload, inputs: int, outputs: int) -> Operator:
-    """A projection of every token of the workload."""
-    return operator("gemm", m=workload.tokens, n=outputs, k=inputs)
+class DeltaNet(LinearMixer):
+    """Delta rule without decay, with short convolutions on q, k and v and an output norm."""
 
-
-def elementwise(workload: Workload, width: int, *, reads: int, writes: int) -> Operator:
-    """A memory-bound kernel over every token of the workload."""
-    return operator("elementwise", rows=workload.tokens, width=width, reads=reads, writes=writes)
-
-
-class Mixer(Spec, ABC):
-    """What every token mixer answers."""
-
-    @property
-    @abstractmethod
-    def layer_type(self) -> LayerType:
-        """The layer's name in Hugging Face's `layer_types` vocabulary."""
-
-    @property
-    @abstractmethod
-    def label(self) -> str:
-        """The kind and its dimensions on one short line."""
-
-    @abstractmethod
-    def parameters(self, hidden_size: int) -> int:
-        """Trainable parameters, the layer's input norm not counted."""
-
-    @abstractmethod
-    def lower(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
-        """The operators of one forward pass, the layer's input norm not counted."""
-
-    @abstractmethod
-    def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes per sequence of keys, values and recurrent state after `context` tokens."""
-
-    def conv_state_bytes(self, element_bytes: int) -> int:
-        """Bytes per sequence of the inputs that short convolutions keep between decode steps."""
-        return 0
-
-
-class _Softmax(Mixer):
+    kind: Literal["delta_net"] = "delta_net"
     num_heads: PositiveInt
-    num_kv_heads: PositiveInt
-    head_dim: PositiveInt
-    qk_norm: StrictBool = False
-    qkv_bias: StrictBool = False
-
-    @model_validator(mode="after")
-    def _groups(self) -> _Softmax:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        return self
+    head_k_dim: PositiveInt
+    head_v_dim: PositiveInt
+    conv_size: PositiveInt = 4
 
     @property
-    def _qkv_size(self) -> int:
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    def _key_size(self) -> int:
+        return self.num_heads * self.head_k_dim
 
     @property
-    def _window(self) -> int:
-        return 0
+    def _value_size(self) -> int:
+        return self.num_heads * self.head_v_dim
+
+    @property
+    def _conv_channels(self) -> int:
+        return 2 * self._key_size + self._value_size
 
     @property
     def label(self) -> str:
-        window = f", window {self._window}" if self._window else ""
-        return f"{self.num_heads}/{self.num_kv_heads} heads x {self.head_dim}{window}"
+        return f"{self.num_heads} heads x {self.head_k_dim}/{self.head_v_dim}"
 
     def parameters(self, hidden_size: int) -> int:
-        output = self.num_heads * self.head_dim * hidden_size
-        norms = 2 * self.head_dim if self.qk_norm else 0
-        bias = self._qkv_size if self.qkv_bias else 0
-        return hidden_size * self._qkv_size + bias + norms + output
+        projections = hidden_size * (2 * self._key_size + 2 * self._value_size + self.num_heads)
+        return projections + self.conv_size * self._conv_channels + self.head_v_dim
 
     def lower(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
-        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
-        if workload.phase == "prefill":
-            attention = operator(
-                "context_attention",
-                batch=workload.batch,
-                seq_len=workload.context,
-                past_len=min(workload.past, self._window or workload.past),
-                window=self._window,
-                **heads,
-            )
-        else:
-            attention = operator(
-                "generation_attention",
-                batch=workload.batch,
-                kv_len=workload.context,
-                window=self._window,
-                **heads,
-            )
-        rotated = (self.num_heads + self.num_kv_heads) * self.head_dim
-        # Norm of queries and keys and the rotary embedding run as one kernel each.
-        kernels = 2 if self.qk_norm else 1
         return (
-            linear(workload, hidden_size, self._qkv_size),
-            *(elementwise(workload, rotated, reads=1, writes=1) for _ in range(kernels)),
-            attention,
-            linear(workload, self.num_heads * self.head_dim, hidden_size),
+            linear(workload, hidden_size, 2 * self._key_size + self._value_size),
+            linear(workload, hidden_size, self.num_heads),
+            elementwise(workload, self.num_heads, reads=1, writes=1),
+            short_conv(workload, self._conv_channels, self.conv_size),
+            delta_rule(
+                workload,
+                num_k_heads=self.num_heads,
+                num_v_heads=self.num_heads,
+                head_k_dim=self.head_k_dim,
+                head_v_dim=self.head_v_dim,
+            ),
+            elementwise(workload, self._value_size, reads=1, writes=1),
+            linear(workload, self._value_size, hidden_size),
         )
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        kept = min(self._window, context) if self._window else context
-        return 2 * kept * self.num_kv_heads * self.head_dim * element_bytes
+        return STATE_BYTES * self.num_heads * self.head_k_dim * self.head_v_dim
+
+    def conv_state_bytes(self, element_bytes: int) -> int:
+        return self.conv_size * self._conv_channels * element_bytes
 
 
-class FullAttention(_Softmax):
-    """Causal softmax attention over the whole context; grouped queries where num_kv_heads < num_heads."""
-
-    kind: Literal["full_attention"] = "full_attention"
-
-    @property
-    def layer_type(self) -> LayerType:
-        return "full_attention"
-
-
-class SlidingWindowAttention(_Softmax):
-    """Causal softmax attention over the last `window` tokens."""
-
-    kind: Literal["sliding_window_attention"] = "sliding_window_attention"
-    window: PositiveInt
-
-    @property
-    def _window(self) -> int:
-        return self.window
-
-    @property
-    def layer_type(self) -> LayerType:
-        return "sliding_attention"
-
-
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(LinearMixer):
     """Gated delta rule with short convolutions on q, k and v and a gated output norm.
 
     Several value heads may share a key head (num_v_heads a multiple of num_k_heads).
@@ -201,10 +102,6 @@ class GatedDeltaNet(Mixer):
         return 2 * self._key_size + self._value_size
 
     @property
-    def layer_type(self) -> LayerType:
-        return "linear_attention"
-
-    @property
     def label(self) -> str:
         return f"{self.num_k_heads}/{self.num_v_heads} heads x {self.head_k_dim}/{self.head_v_dim}"
 
@@ -218,7 +115,7 @@ class GatedDeltaNet(Mixer):
             linear(workload, hidden_size, 2 * self._key_size + 2 * self._value_size),
             linear(workload, hidden_size, 2 * self.num_v_heads),
             elementwise(workload, 2 * self.num_v_heads, reads=1, writes=1),
-            self._conv(workload),
+            short_conv(workload, self._conv_channels, self.conv_size),
             delta_rule(
                 workload,
                 num_k_heads=self.num_k_heads,
@@ -230,12 +127,6 @@ class GatedDeltaNet(Mixer):
             linear(workload, self._value_size, hidden_size),
         )
 
-    def _conv(self, workload: Workload) -> Operator:
-        shape = {"batch": workload.batch, "channels": self._conv_channels, "width": self.conv_size}
-        if workload.phase == "prefill":
-            return operator("short_conv_prefill", seq_len=workload.context, **shape)
-        return operator("short_conv_decode", **shape)
-
     def cache_bytes(self, context: int, element_bytes: int) -> int:
         return STATE_BYTES * self.num_v_heads * self.head_k_dim * self.head_v_dim
 
@@ -243,7 +134,7 @@ class GatedDeltaNet(Mixer):
         return self.conv_size * self._conv_channels * element_bytes
 
 
-class JetBlock(Mixer):
+class JetBlock(LinearMixer):
     """Gated delta rule whose values pass a causal convolution with a kernel generated per token.
 
     The generator is a bottleneck of `generator_reduction`: hidden -> values / reduction -> values x conv_size.
@@ -276,10 +167,6 @@ class JetBlock(Mixer):
     @property
     def _bottleneck_size(self) -> int:
         return self._value_size // self.generator_reduction
-
-    @property
-    def layer_type(self) -> LayerType:
-        return "linear_attention"
 
     @property
     def label(self) -> str:
@@ -323,29 +210,6 @@ class JetBlock(Mixer):
         return self.conv_size * self._value_size * element_bytes
 
 
-class NoMixer(Mixer):
-    """No token mixing: the layer is its feed-forward network alone."""
-
-    kind: Literal["none"] = "none"
-
-    @property
-    def layer_type(self) -> LayerType:
-        return "moe"  # the name under which Hugging Face caches accept a layer without state
-
-    @property
-    def label(self) -> str:
-        return ""
-
-    def parameters(self, hidden_size: int) -> int:
-        return 0
-
-    def lower(self, hidden_size: int, workload: Workload) -> tuple[Operator, ...]:
-        return ()
-
-    def cache_bytes(self, context: int, element_bytes: int) -> int:
-        return 0
-
-
 def delta_rule(
     workload: Workload, *, num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int
 ) -> Operator:
@@ -359,8 +223,3 @@ def delta_rule(
     if workload.phase == "prefill":
         return operator("delta_rule_prefill", batch=workload.batch, seq_len=workload.context, **heads)
     return operator("delta_rule_decode", batch=workload.batch, **heads)
-
-
-MixerSpec = Annotated[
-    FullAttention | SlidingWindowAttention | GatedDeltaNet | JetBlock | NoMixer, Field(discriminator="kind")
-]

@@ -1,0 +1,206 @@
+"""From a checkpoint and an architecture to a hybrid model that starts as near to the checkpoint as its layers allow.
+
+Inherited as they are: embeddings, LM head, norms, feed-forward networks of the checkpoint's size, and softmax layers of
+its dimensions, windowed or not. Fewer key/value heads get the mean of those they replace (arXiv 2305.13245). A linear
+mixer starts from the teacher's projections, as in arXiv 2408.15237: queries, keys, values and output take the places
+that attention gives them, head by head as in `projections.py`; its gates and convolutions start neutral (`neutral.py`).
+What is left starts fresh, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hwsearch.errors import InputError
+from hwsearch.models.checkpoint import Checkpoint
+from hwsearch.models.configuration import HybridConfig
+from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.models.neutral import neutral_start
+from hwsearch.models.projections import Teacher, mapped_mixer
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
+from hwsearch.searchspace.bases import Base
+from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
+
+__all__ = ["LayerOrigin", "build_model"]
+
+_QUIET_SINK = -10.0
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class LayerOrigin:
+    """Where the parameters of a layer come from, by their names inside it.
+
+    inherited: copied. mapped: computed from the checkpoint's attention. new: initialised.
+    """
+
+    index: int
+    mixer: str
+    inherited: tuple[str, ...]
+    mapped: tuple[str, ...]
+    new: tuple[str, ...]
+
+
+def build_model(
+    architecture: Architecture,
+    *,
+    checkpoint: Checkpoint | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[HybridForCausalLM, tuple[LayerOrigin, ...]]:
+    """The model of an architecture, in evaluation mode, and the origin of each layer's parameters.
+
+    checkpoint: what to inherit from; without one every parameter is random. dtype: the checkpoint's, or fp32, if None.
+    Raises InputError where the architecture was made for a model of other dimensions than the checkpoint's, and
+    DataError where the checkpoint cannot be read.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if checkpoint is None:
+            model = HybridForCausalLM(HybridConfig.of(architecture)).to(dtype or torch.float32)
+            return model.eval(), _origins(architecture, {}, {}, list(model.state_dict()))
+        architecture = architecture.replace(base=_merged(architecture.base, checkpoint))
+        config = HybridConfig.of(architecture)
+        for name, value in checkpoint.token_ids.items():
+            setattr(config, name, value)
+        inherited, mapped, neutral = _weights(architecture, checkpoint)
+        model, info = HybridForCausalLM.from_pretrained(
+            None,
+            config=config,
+            state_dict=inherited | mapped | neutral,
+            dtype=dtype or checkpoint.dtype,
+            output_loading_info=True,
+        )
+    wrong = sorted(str(key) for key in (*info["unexpected_keys"], *info["mismatched_keys"]))
+    assert not wrong, f"the conversion made tensors that the model has no place for: {wrong[:3]}"
+    return model.eval(), _origins(architecture, inherited, mapped, list(model.state_dict()))
+
+
+def _merged(base: Base, checkpoint: Checkpoint) -> Base:
+    """The checkpoint's base under the architecture's name for it; InputError where a layer would not fit."""
+    actual = checkpoint.base
+    differing = [
+        f"{name} {getattr(base, name)} against {getattr(actual, name)}"
+        for name in ("num_layers", "hidden_size")
+        if getattr(base, name) != getattr(actual, name)
+    ]
+    if base.mixer != actual.mixer:
+        differing.append(f"attention of {_described(base.mixer)} against {_described(actual.mixer)}")
+    if differing:
+        raise InputError(
+            f"{checkpoint.folder} does not fit the architecture's base {base.name}: {'; '.join(differing)}; "
+            f"search again with --base {checkpoint.folder}"
+        )
+    return actual.replace(name=base.name)
+
+
+def _described(mixer: FullAttention) -> str:
+    extras = [name for name in ("qk_norm", "qkv_bias") if getattr(mixer, name)]
+    return ", ".join([mixer.label, *extras])
+
+
+def _weights(
+    architecture: Architecture, checkpoint: Checkpoint
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """State-dict entries that are copied, those that are computed from attention, and neutral ones."""
+    inherited = {name: checkpoint.tensor(name) for name in ("model.embed_tokens.weight", "model.norm.weight")}
+    if not architecture.base.tie_word_embeddings:
+        inherited["lm_head.weight"] = checkpoint.tensor("lm_head.weight")
+    mapped: dict[str, Tensor] = {}
+    neutral: dict[str, Tensor] = {}
+    for index, layer in enumerate(architecture.layers):
+        prefix = f"model.layers.{index}."
+        copied, computed = _layer_weights(layer, architecture.base, checkpoint, prefix)
+        inherited |= {prefix + name: tensor for name, tensor in copied.items()}
+        mapped |= {f"{prefix}mixer.{name}": tensor for name, tensor in computed.items()}
+        start = neutral_start(layer.mixer, architecture.base.hidden_size)
+        neutral |= {f"{prefix}mixer.{name}": tensor for name, tensor in start.items()}
+    return inherited, mapped, neutral
+
+
+def _layer_weights(
+    layer: LayerSpec, base: Base, checkpoint: Checkpoint, prefix: str
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Of one layer: what is copied, by the names in the layer; what attention gives, by the names in its mixer."""
+    names = [f"{norm}.weight" for norm in _NORMS]
+    if layer.mixer.kind == "none":
+        names.remove("input_layernorm.weight")
+    if layer.ffn == base.ffn:
+        names += [f"mlp.{part}.weight" for part in _MLP]
+    copied = {name: checkpoint.tensor(prefix + name) for name in names}
+    if layer.mixer.kind == "none":
+        return copied, {}
+    attention = {
+        name: checkpoint.tensor(f"{prefix}self_attn.{name}") for name in _attention_names(base.mixer)
+    }
+    if isinstance(layer.mixer, FullAttention | SlidingWindowAttention):
+        if _same_softmax(layer.mixer, base.mixer):
+            new = {"sinks": _quiet_sinks(layer.mixer)} if layer.mixer.sinks else {}
+            return copied | {f"mixer.{name}": tensor for name, tensor in attention.items()}, new
+        return copied, _pooled(layer.mixer, base.mixer, attention)
+    return copied, mapped_mixer(layer.mixer, Teacher.of(base.mixer, attention))
+
+
+def _attention_names(mixer: FullAttention) -> list[str]:
+    names = [f"{part}_proj.weight" for part in "qkvo"]
+    if mixer.qkv_bias:
+        names += [f"{part}_proj.bias" for part in "qkv"]
+    if mixer.qk_norm:
+        names += ["q_norm.weight", "k_norm.weight"]
+    return names
+
+
+def _same_softmax(mixer: FullAttention | SlidingWindowAttention, teacher: FullAttention) -> bool:
+    own = {"kind", "window", "sinks", "scores"}
+    return mixer.model_dump(exclude=own) == teacher.model_dump(exclude=own)
+
+
+def _quiet_sinks(mixer: FullAttention | SlidingWindowAttention) -> Tensor:
+    """Sinks that take next to nothing of a softmax, so that a layer starts as its teacher."""
+    return torch.full((mixer.num_heads,), _QUIET_SINK)
+
+
+def _pooled(
+    mixer: FullAttention | SlidingWindowAttention, teacher: FullAttention, attention: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Attention with fewer key/value heads, each the mean of those it replaces; empty where more than that differs."""
+    wanted, had = mixer.num_kv_heads, teacher.num_kv_heads
+    if had % wanted or not _same_softmax(mixer.replace(num_kv_heads=had), teacher):
+        return {}
+
+    def mean(tensor: Tensor) -> Tensor:
+        grouped = tensor.reshape(wanted, had // wanted, teacher.head_dim, *tensor.shape[1:]).float()
+        return grouped.mean(dim=1).reshape(-1, *tensor.shape[1:]).to(tensor.dtype)
+
+    pooled = {
+        name: mean(tensor) if name.startswith(("k_proj", "v_proj")) else tensor
+        for name, tensor in attention.items()
+    }
+    return pooled | ({"sinks": _quiet_sinks(mixer)} if mixer.sinks else {})
+
+
+def _origins(
+    architecture: Architecture, inherited: Mapping[str, Any], mapped: Mapping[str, Any], names: list[str]
+) -> tuple[LayerOrigin, ...]:
+    found = []
+    for index, layer in enumerate(architecture.layers):
+        prefix = f"model.layers.{index}."
+        own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        found.append(
+            LayerOrigin(
+                index=index,
+                mixer=layer.mixer.kind,
+                inherited=tuple(name for name in own if prefix + name in inherited),
+                mapped=tuple(name for name in own if prefix + name in mapped),
+                new=tuple(
+                    name for name in own if prefix + name not in inherited and prefix + name not in mapped
+                ),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,196 @@
+"""Causal softmax attention over the whole context or a sliding window, with grouped queries.
+
+Options: sinks and sigmoid scores, as the spec describes them. Covers what Qwen2 (bias on q, k and v), Qwen3 (RMSNorm
+per head on q and k) and Llama (neither; stretched rotary frequencies) do, with their parameter names. The state holds
+rotated keys; a window keeps no more than it can see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from hwsearch.errors import InputError
+from hwsearch.kernels.attention import attention
+from hwsearch.models.mixers.base import Backend, Mixer, MixerState, Rope, zero_padding
+from hwsearch.models.norm import RMSNorm
+from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
+from hwsearch.searchspace.mixers import Mixer as Spec
+
+__all__ = ["AttentionState", "SoftmaxAttention"]
+
+
+@dataclass(frozen=True)
+class AttentionState(MixerState):
+    """Rotated keys and values (B, H_kv, S, D) of the tokens still visible, and how many real tokens were seen (B,).
+
+    mask_BS: False at padded keys; None where no key is padded.
+    """
+
+    k_BHSD: Tensor
+    v_BHSD: Tensor
+    seen_B: Tensor
+    mask_BS: Tensor | None = None
+
+
+class SoftmaxAttention(Mixer):
+    """Softmax attention, or sigmoid attention where asked for; `window` 0 sees the whole context."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rope: Rope,
+        window: int = 0,
+        qk_norm: bool = False,
+        qkv_bias: bool = False,
+        sinks: bool = False,
+        sigmoid: bool = False,
+        norm_eps: float = 1e-6,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(backend=backend)
+        self.head_dim = head_dim
+        self.num_kv_heads = num_kv_heads
+        self.rope = rope
+        self.window = window
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+        self.q_norm = RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+        self.sigmoid = sigmoid
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: Spec,
+        hidden_size: int,
+        *,
+        layer_index: int,
+        num_layers: int,
+        norm_eps: float,
+        rope: Rope | None,
+        backend: Backend,
+    ) -> Self:
+        assert isinstance(spec, FullAttention | SlidingWindowAttention)
+        if rope is None:
+            raise InputError(f"layer {layer_index}: softmax attention needs a rotary embedding, pass rope")
+        return cls(
+            hidden_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            rope=rope,
+            window=spec.window if isinstance(spec, SlidingWindowAttention) else 0,
+            qk_norm=spec.qk_norm,
+            qkv_bias=spec.qkv_bias,
+            sinks=spec.sinks,
+            sigmoid=spec.scores == "sigmoid",
+            norm_eps=norm_eps,
+            backend=backend,
+        )
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+    def new_state(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionState:
+        empty = torch.empty((batch, self.num_kv_heads, 0, self.head_dim), device=device, dtype=dtype)
+        return AttentionState(empty, empty, torch.zeros(batch, dtype=torch.long, device=device))
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        *,
+        state: MixerState | None = None,
+        mask_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> tuple[Tensor, MixerState | None]:
+        assert state is None or isinstance(state, AttentionState)
+        batch, length, _ = hidden_BTD.shape
+        hidden_BTD = zero_padding(hidden_BTD, mask_BT)
+        per_head = (batch, length, -1, self.head_dim)
+        q_BTHD = self.q_proj(hidden_BTD).view(per_head)
+        k_BTHD = self.k_proj(hidden_BTD).view(per_head)
+        v_BHSD = self.v_proj(hidden_BTD).view(per_head).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTHD = self.q_norm(q_BTHD), self.k_norm(k_BTHD)
+        if positions_BT is None:
+            positions_BT = _positions(length, state, mask_BT, hidden_BTD.device)
+        cos, sin = self._rotation(positions_BT, hidden_BTD.dtype)
+        q_BHTD = _rotated(q_BTHD.transpose(1, 2), cos, sin)
+        k_BHSD = _rotated(k_BTHD.transpose(1, 2), cos, sin)
+
+        after, mask_BS = None, mask_BT
+        if state is not None:
+            k_BHSD = torch.cat((state.k_BHSD, k_BHSD), dim=2)
+            v_BHSD = torch.cat((state.v_BHSD, v_BHSD), dim=2)
+            mask_BS = _joined(state, mask_BT, batch, length)
+            after = self._kept(
+                state, k_BHSD, v_BHSD, mask_BS, length if mask_BT is None else mask_BT.sum(dim=1)
+            )
+        self.kernel_used = backend = "torch" if self.backend == "auto" else self.backend
+        out_BHTD = attention(
+            q_BHTD,
+            k_BHSD,
+            v_BHSD,
+            window=self.window,
+            mask_BS=mask_BS,
+            sinks_H=self.sinks,
+            sigmoid=self.sigmoid,
+            backend=backend,
+        )
+        return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, length, -1)), after
+
+    def _rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, (B or 1, 1, T, head_dim / 2) each."""
+        frequencies = self.rope.frequencies(self.head_dim, positions_BT.device)
+        angles = (positions_BT[..., None].float() * frequencies)[:, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _kept(
+        self, state: AttentionState, k_BHSD: Tensor, v_BHSD: Tensor, mask_BS: Tensor | None, new: Tensor | int
+    ) -> AttentionState:
+        # The next query sees itself and the window - 1 keys before it.
+        first = max(k_BHSD.shape[2] - self.window + 1, 0) if self.window else 0
+        if first:
+            # Copies: a slice would keep the whole prompt's keys in memory.
+            k_BHSD, v_BHSD = k_BHSD[:, :, first:].clone(), v_BHSD[:, :, first:].clone()
+            mask_BS = None if mask_BS is None else mask_BS[:, first:].clone()
+        return AttentionState(k_BHSD, v_BHSD, state.seen_B + new, mask_BS)
+
+
+def _positions(
+    length: int, state: AttentionState | None, mask_BT: Tensor | None, device: torch.device
+) -> Tensor:
+    steps = torch.arange(length, device=device)[None] if mask_BT is None else mask_BT.long().cumsum(1) - 1
+    return steps.clamp(min=0) if state is None else (steps + state.seen_B[:, None]).clamp(min=0)
+
+
+def _joined(state: AttentionState, mask_BT: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """The mask of the state's keys and the new ones; None where no key is padded."""
+    if state.mask_BS is None and mask_BT is None:
+        return None
+    kept = state.k_BHSD.shape[2]
+    before = (
+        state.seen_B.new_ones((batch, kept), dtype=torch.bool) if state.mask_BS is None else state.mask_BS
+    )
+    now = state.seen_B.new_ones((batch, length), dtype=torch.bool) if mask_BT is None else mask_BT
+    return torch.cat((before, now), dim=1)
+
+
+def _rotated(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (first half, second half) turned by its angle."""
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
