@@ -24,7 +24,8 @@ _COMMANDS = {
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
     "export": "Write an architecture of a search as JSON.",
-    "schema": "Print the JSON Schema of architecture files.",
+    "spaces": "Search spaces that ship with the package, and their sizes.",
+    "schema": "Print the JSON Schema of architecture or space files.",
 }
 
 

@@ -19,6 +19,7 @@ from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResu
 from hwsearch.search.study import Study
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.budget import parse_budget
+from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, load_sweep
 
@@ -31,7 +32,17 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 @click.option(
     "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
 )
-@click.option("--space", "preset", default="postnas", show_default=True, help="Search space.")
+@click.option(
+    "--space",
+    "preset",
+    default="postnas",
+    show_default=True,
+    help="A name from `hwsearch spaces`, or a YAML, TOML or JSON file.",
+)
+@click.option(
+    "--placement",
+    help="Keep softmax attention where this architecture has it: a JSON file, or a name from `hwsearch bases`.",
+)
 @device_option
 @click.option(
     "--quality",
@@ -62,6 +73,7 @@ def command(
     *,
     base: str,
     preset: str,
+    placement: str | None,
     device: str,
     quality: str,
     tasks: tuple[str, ...],
@@ -94,6 +106,7 @@ def command(
         sweep=sweep.only(tasks) if tasks else sweep,
         assumptions=_assumptions(assume),
         budgets=[parse_budget(text) for text in budgets],
+        placement=architecture_named(placement) if placement else None,
     )
     for text in task.notes:
         note(text)

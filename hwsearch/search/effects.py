@@ -88,8 +88,8 @@ class Effects:
         spread = np.ptp(tables, axis=2).sum(axis=1)
         unit = spread[0] / np.where(spread > 0, spread, 1.0)[bounded]
         closed = np.where(rules.allowed, 0.0, np.inf)
-        for members in rules.ties:
-            settled = members & (np.arange(len(members)) != rng.choice(np.flatnonzero(members)))
+        for tie in rules.ties:
+            settled = tie.members & ~tie.same[rng.choice(np.flatnonzero(tie.members))]
             closed = np.where(settled & ~np.all(settled | ~rules.allowed, axis=1)[:, None], np.inf, closed)
         # The relaxation has few solutions, and the optimum is near, not among them: look at it a little askew.
         blur = _BLUR * rng.random() ** 4 * spread[0] / len(rows)
@@ -175,10 +175,10 @@ class Effects:
         """
         mask: BoolArray = rules.allowed.copy()
         mask[np.arange(len(genome)), genome] = False
-        for members in rules.ties:
-            used = np.unique(genome[members[genome]])
+        for tie in rules.ties:
+            used = np.unique(genome[tie.members[genome]])
             if len(used):
-                mask &= ~members | np.isin(np.arange(len(members)), used)
+                mask &= ~tie.members | tie.same[used].any(axis=0)
         relevant = self.tables[np.union1d(bounded, 0)]
         lower = relevant < relevant[:, np.arange(len(genome)), genome][:, :, None]
         layers, choices = np.nonzero(mask & lower.any(axis=0))

@@ -18,6 +18,7 @@ from hwsearch.search.exact import ExactResult, minimise
 from hwsearch.search.infeasible import explain
 from hwsearch.search.pareto import knee
 from hwsearch.search.problem import Problem
+from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
 from hwsearch.search.study import Study
 
@@ -95,8 +96,9 @@ def search(
     if study:
         study.bind("engine", engine)
         study.bind("costs", {"names": [name for name, _ in problem.distinct]})
-    exact = _exact(problem, study) if problem.additive else None
-    evolution = Evolution(problem, population=population, seed=seed)
+    narrowed = pruned(problem)
+    exact = _exact(narrowed, study, asked=problem) if problem.additive else None
+    evolution = Evolution(narrowed, population=population, seed=seed)
     if study:
         history = study.history()
         if history.state is not None:
@@ -129,7 +131,7 @@ def search(
     return result
 
 
-def _exact(problem: Problem, study: Study | None) -> ExactResult:
+def _exact(problem: Problem, study: Study | None, *, asked: Problem) -> ExactResult:
     """The exact optimum, from the study where a run before found it: a time limit is no reason to differ."""
     stored = study.recall("exact") if study else None
     if stored:
@@ -137,7 +139,7 @@ def _exact(problem: Problem, study: Study | None) -> ExactResult:
         return ExactResult(**{**stored, "genome": genome})
     found = minimise(problem.space, problem.objectives[0].cost, problem.budgets)
     if found is None:
-        raise InfeasibleError(explain(problem))
+        raise InfeasibleError(explain(asked))
     if study:
         study.remember("exact", asdict(found))
     return found

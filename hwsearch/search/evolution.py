@@ -133,9 +133,9 @@ class Evolution:
     def _switched(self, genomes: Genomes) -> Genomes:
         """Genomes (n, layers) with one tied group changed to one of its members."""
         if self.rules.ties:
-            members = self.rules.ties[int(self._rng.integers(len(self.rules.ties)))]
-            target = self._rng.choice(np.flatnonzero(members))
-            genomes = np.where(members[genomes], target, genomes)
+            tie = self.rules.ties[int(self._rng.integers(len(self.rules.ties)))]
+            target = self._rng.choice(np.flatnonzero(tie.members))
+            genomes = np.where(tie.members[genomes], tie.partner[genomes, target], genomes)
         return genomes
 
     def _best_row(self) -> int:

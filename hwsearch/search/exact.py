@@ -107,21 +107,27 @@ class _Programme:
         self._rows.append((columns, np.broadcast_to(np.float64(values), columns.shape), low, high))
 
     def _ties(self) -> None:
-        """A member may stand in a layer only where its group has settled on it, and on one member only."""
-        for kind in self.space.ties:
-            members = np.flatnonzero(self.space.kind_mask(kind))
-            chosen = self.variables + np.arange(len(members))
-            self.variables += len(members)
+        """A class may stand in a layer only where its group has settled on it, and on one class only."""
+        for classes in self.space.tie_classes:
+            chosen = self.variables + np.arange(classes.max() + 1)
+            self.variables += len(chosen)
             self._row(chosen, 1.0, 0.0, 1.0)
-            for member, variable in zip(members, chosen, strict=True):
-                for column in self.index[:, member][self.index[:, member] >= 0]:
-                    self._row(np.array([column, variable]), np.array([1.0, -1.0]), -1.0, 0.0)
+            for number, variable in enumerate(chosen):
+                for layer in range(self.space.num_layers):
+                    columns = self._of(layer, classes == number)
+                    if len(columns):
+                        values = np.append(np.ones(len(columns)), -1.0)
+                        self._row(np.append(columns, variable), values, -np.inf, 0.0)
 
     def _limits(self) -> None:
-        for kind, limit in self.space.limits.items():
-            columns = self.index[:, self.space.kind_mask(kind)]
-            high = np.inf if limit.at_most is None else float(limit.at_most)
-            self._row(columns[columns >= 0], 1.0, float(limit.at_least), high)
+        for rule in self.space.count_rules:
+            columns = self.index[rule.members]
+            self._row(columns[columns >= 0], 1.0, float(rule.at_least), float(rule.at_most))
+        for first, later in self.space.order_masks:
+            for layer in range(1, self.space.num_layers):
+                for before in range(layer):
+                    columns = np.concatenate((self._of(layer, first), self._of(before, later)))
+                    self._row(columns, 1.0, -np.inf, 1.0)
 
     def _transitions(self) -> None:
         """Choices with the same forbidden successors share a row per pair of layers."""

@@ -53,10 +53,11 @@ def swap(genomes: Genomes, *, rules: Rules, rng: np.random.Generator) -> Genomes
 def switch_tie(genomes: Genomes, *, rules: Rules, rng: np.random.Generator) -> Genomes:
     """Some genomes change a whole tied group to another member, in every layer at once."""
     genomes = genomes.copy()
-    for members in rules.ties:
+    for tie in rules.ties:
         rows = np.flatnonzero(rng.random(len(genomes)) < _SWITCH_RATE)
-        target = rng.choice(np.flatnonzero(members), size=len(rows))
-        genomes[rows] = np.where(members[genomes[rows]], target[:, None], genomes[rows])
+        target = rng.choice(np.flatnonzero(tie.members), size=len(rows))
+        switched = tie.partner[genomes[rows], target[:, None]]
+        genomes[rows] = np.where(tie.members[genomes[rows]], switched, genomes[rows])
     return genomes
 
 

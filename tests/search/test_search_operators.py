@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,9 @@ from hwsearch.search.problem import Additive
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import Genomes, GridSpace, Space
 from hwsearch.search.variation import crossover, mutate, swap, switch_tie, vary
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.constraints import CountLimit, Pattern
+from hwsearch.searchspace.presets import preset_named
 from tests.search.search_problems import everything, grid, hybrid, limited
 
 SPACES: dict[str, Space] = {
@@ -20,6 +25,13 @@ SPACES: dict[str, Space] = {
     "limited": limited(12),
     "grid": GridSpace((3, 1, 5, 2, 4)),
     "unequal": hybrid(4).limit("jet_block", limited(4).limits["none"]),
+    "patterned": replace(
+        hybrid(9),
+        groups={"linear": ("gated_delta_net", "jet_block")},
+        ties=("linear",),
+        patterns=(Pattern(kind="full_attention", every=4, limit=CountLimit(at_least=1, at_most=2)),),
+    ),
+    "wide": preset_named("all", base_named("Qwen3-1.7B").replace(num_layers=5)),
 }
 RULES = {name: Rules(space) for name, space in SPACES.items()}
 cases = given(name=st.sampled_from(sorted(SPACES)), seed=st.integers(0, 2**32 - 1))
@@ -69,10 +81,10 @@ def test_pairs_are_exactly_the_valid_double_changes(name: str, seed: int) -> Non
     genome = space.sample(1, rng=rng)[0]
     mask = space.allowed_mask.copy()
     mask[np.arange(space.num_layers), genome] = False
-    for members in rules.ties:
+    for members in (tie.members for tie in rules.ties):
         used = np.unique(genome[members[genome]])
         if len(used):
-            mask &= ~members | np.isin(np.arange(len(members)), used)
+            mask &= ~members | rules.ties[0].same[used].any(axis=0)
     layers, choices = np.nonzero(mask)
     pairs = rules.pairs(genome, layers, choices)
     first, second = np.meshgrid(np.arange(len(layers)), np.arange(len(layers)), indexing="ij")
