@@ -95,7 +95,7 @@ def search(
     if study:
         study.bind("engine", engine)
         study.bind("costs", {"names": [name for name, _ in problem.distinct]})
-    exact = _exact(problem, study) if problem.additive else None
+    exact = _exact(problem, study) if problem.tabulated else None
     evolution = Evolution(problem, population=population, seed=seed)
     if study:
         history = study.history()
