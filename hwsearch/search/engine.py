@@ -97,7 +97,7 @@ def search(
         study.bind("engine", engine)
         study.bind("costs", {"names": [name for name, _ in problem.distinct]})
     narrowed = pruned(problem)
-    exact = _exact(narrowed, study, asked=problem) if problem.additive else None
+    exact = _exact(narrowed, study, asked=problem) if problem.tabulated else None
     evolution = Evolution(narrowed, population=population, seed=seed)
     if study:
         history = study.history()

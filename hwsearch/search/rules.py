@@ -15,14 +15,16 @@ _ROUNDS = 16  # a child of two valid parents rarely needs more than three
 class Tie:
     """A group of choices of which all layers must share one class: classes (C,), -1 outside the group.
 
-    members: (C,). same: (C, C), which are of one class. partner[choice, leader]: the choice of the leader's class
-    that stands there where `choice` does in its own (the same FFN width, for example), else the leader.
+    members: (C,). same: (C, C), which are of one class. leaders: the first choice of each class.
+    partner[choice, leader]: the choice of the leader's class that stands there where `choice` does in its own (the
+    same FFN width, for example), else the leader.
     """
 
     def __init__(self, classes: Genomes) -> None:
         self.members: BoolArray = classes >= 0
         self.same: BoolArray = (classes[:, None] == classes) & self.members
         rank = np.tril(self.same, -1).sum(axis=1)
+        self.leaders: Genomes = np.flatnonzero(self.members & (rank == 0))
         own, leader = np.meshgrid(np.arange(len(classes)), np.arange(len(classes)), indexing="ij")
         self.partner: Genomes = leader.copy()
         for choice in np.flatnonzero(self.members):

@@ -53,7 +53,9 @@ def test_no_feasible_architecture_is_lost(name: str, seed: int, tightness: float
 
 @settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(sorted(SPACES)), seed=st.integers(0, 2**32 - 1), tightness=st.floats(0, 0.6))
-def test_with_one_additive_budget_exactly_the_used_choices_stay(name: str, seed: int, tightness: float) -> None:
+def test_with_one_additive_budget_exactly_the_used_choices_stay(
+    name: str, seed: int, tightness: float
+) -> None:
     space = SPACES[name]
     problem = random_problem(seed, space=space, tightness=tightness)
     problem = replace(problem, budgets=problem.budgets[:1])
