@@ -48,13 +48,16 @@ class Paths:
     """The cheapest genomes found (n, layers), cheapest first, with their values (n,); n may be 0.
 
     No genome within the bounds is below `bound`, which is infinite where there provably is none. proven: the
-    first is the cheapest there is, or there is none.
+    first is the cheapest there is, or there is none. prices (R,): of the bounded costs and limits, in the part
+    `closed` (L, C) of the space in which the first genome lies; None where the rules leave nothing.
     """
 
     genomes: Genomes
     values: FloatArray
     bound: float
     proven: bool
+    prices: FloatArray | None = None
+    closed: BoolArray | None = None
 
 
 class Chain:
@@ -88,28 +91,39 @@ class Chain:
         count: int = 1,
         deadline: float = np.inf,
         labels: int = _LABELS,
+        closed: BoolArray | None = None,
     ) -> Paths:
         """The `count` cheapest genomes whose other costs are within at_most (k - 1,).
 
         check: the values (n,) and feasibility (n,) of genomes (n, layers), the last word on both. deadline: a
         time.monotonic() after which the best so far is returned. The first genome is the cheapest where proven;
-        the others were met on the way to it.
+        the others were met on the way to it. closed: what each layer may not take beside the rules, (L, C).
         """
         limits = np.concatenate((at_most, self.rules.limit_bounds))
         best = Paths(genomes=np.empty((0, self.unary.shape[1]), np.int64), values=np.empty(0), bound=np.inf,
                      proven=True)  # fmt: skip
         parts = []
-        for closed in self._settled():
-            part = _Part(self, closed, limits)
+        for settled in self._settled():
+            part = _Part(self, settled if closed is None else settled | closed, limits)
             if part.open:
                 parts.append(part)
         parts.sort(key=lambda part: part.bound)
+        priced = parts[0] if parts else None
         for part in parts:
             upper = float(best.values[0]) if len(best.values) else np.inf
             found = part.search(upper, check=check, deadline=deadline, labels=labels)
             best = _merged(best, found, count)
+            if len(best.values) and float(best.values[0]) < upper:
+                priced = part
         bound = min(best.bound, float(best.values[0])) if len(best.values) else best.bound
-        return Paths(genomes=best.genomes, values=best.values, bound=bound, proven=best.proven)
+        return Paths(
+            genomes=best.genomes,
+            values=best.values,
+            bound=bound,
+            proven=best.proven,
+            prices=None if priced is None else priced.prices[0],
+            closed=None if priced is None else np.isinf(priced.closed),
+        )
 
     def _settled(self) -> Iterator[BoolArray]:
         """What is closed to each layer, (L, C), for every way to settle the tied groups on a class."""
@@ -119,6 +133,55 @@ class Chain:
                 closed = closed | (tie.members & ~tie.same[leader])
             yield closed
 
+    def togo(
+        self, unary: FloatArray, between: FloatArray | None, closed: FloatArray
+    ) -> tuple[FloatArray, float]:
+        """Least cost after each (layer, choice), (L, C), and of a whole path."""
+        layers, choices = unary.shape
+        open_unary = unary + closed
+        togo = np.zeros((layers, choices))
+        blocked = self.blocked
+        for layer in range(layers - 2, -1, -1):
+            after = (open_unary[layer + 1] + togo[layer + 1])[None]
+            if between is not None:
+                after = after + between[layer]
+            if blocked is not None:
+                after = after + blocked
+            togo[layer] = after.min(axis=1)
+        return togo, float((open_unary[0] + togo[0]).min())
+
+    def priced(self, prices: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """One table (L, C), and one between neighbours, of the first cost plus the others at prices (R,)."""
+        weights = np.concatenate(([1.0], prices))
+        unary = np.tensordot(weights, self.unary, axes=1)
+        between = self.between
+        return unary, None if between is None else np.tensordot(weights, between, axes=1)
+
+    def follow(
+        self, unary: FloatArray, between: FloatArray | None, closed: FloatArray, togo: FloatArray
+    ) -> Genomes:
+        """The cheapest genome (L,), from the costs-to-go (L, C)."""
+        total = unary + closed + togo
+        genome = np.empty(len(unary), dtype=np.int64)
+        genome[0] = np.argmin(total[0])
+        for layer in range(1, len(unary)):
+            here = total[layer]
+            if between is not None:
+                here = here + between[layer - 1, genome[layer - 1]]
+            if self.blocked is not None:
+                here = here + self.blocked[genome[layer - 1]]
+            genome[layer] = np.argmin(here)
+        return genome
+
+    def cheapest_at(self, prices: FloatArray, *, closed: BoolArray) -> Genomes:
+        """The genome (L,) of least first cost plus the other costs and limits at prices (R,), bounds aside.
+
+        closed: what each layer may not take, (L, C).
+        """
+        unary, between = self.priced(prices)
+        shut = np.where(closed, np.inf, 0.0)
+        return self.follow(unary, between, shut, self.togo(unary, between, shut)[0])
+
     @property
     def combinations(self) -> int:
         """How many ways there are to settle the tied groups."""
@@ -126,7 +189,8 @@ class Chain:
 
     @property
     def tractable(self) -> bool:
-        return self.combinations <= _SETTLED
+        """Whether `cheapest` is exact: order rules it does not know, and ties it tries one by one."""
+        return not self.rules.orders and self.combinations <= _SETTLED
 
 
 def _merged(one: Paths, other: Paths, count: int) -> Paths:
@@ -161,7 +225,7 @@ class _Part:
         self.slack = _ROUNDING * np.maximum(ranges, np.abs(np.concatenate(([0.0], self.limits))))
         between = None if chain.between is None else -chain.between[0]
         # No genome costs more than this: what is bounded from below by more does not exist.
-        self.dearest = float(self.offset[0]) - self._togo(-chain.unary[0], between, self.closed)[1]
+        self.dearest = float(self.offset[0]) - self.chain.togo(-chain.unary[0], between, self.closed)[1]
         if 0 in chain.peaked:
             self.dearest += float(np.ptp(chain.peaks[chain.peaked.index(0)]))
         self.prices, self.bound = self._dual(ranges)
@@ -176,44 +240,6 @@ class _Part:
         if between is not None:
             total = total + np.ptp(between, axis=(2, 3)).sum(axis=1)
         return total
-
-    def _togo(
-        self, unary: FloatArray, between: FloatArray | None, closed: FloatArray
-    ) -> tuple[FloatArray, float]:
-        """Least cost after each (layer, choice), (L, C), and of a whole path."""
-        layers, choices = unary.shape
-        open_unary = unary + closed
-        togo = np.zeros((layers, choices))
-        blocked = self.chain.blocked
-        for layer in range(layers - 2, -1, -1):
-            after = (open_unary[layer + 1] + togo[layer + 1])[None]
-            if between is not None:
-                after = after + between[layer]
-            if blocked is not None:
-                after = after + blocked
-            togo[layer] = after.min(axis=1)
-        return togo, float((open_unary[0] + togo[0]).min())
-
-    def _priced(self, prices: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        """One table (L, C), and one between neighbours, of the first cost plus the others at prices (R,)."""
-        weights = np.concatenate(([1.0], prices))
-        unary = np.tensordot(weights, self.chain.unary, axes=1)
-        between = self.chain.between
-        return unary, None if between is None else np.tensordot(weights, between, axes=1)
-
-    def _follow(self, unary: FloatArray, between: FloatArray | None, togo: FloatArray) -> Genomes:
-        """The cheapest genome (L,), from the costs-to-go (L, C)."""
-        total = unary + self.closed + togo
-        genome = np.empty(len(unary), dtype=np.int64)
-        genome[0] = np.argmin(total[0])
-        for layer in range(1, len(unary)):
-            here = total[layer]
-            if between is not None:
-                here = here + between[layer - 1, genome[layer - 1]]
-            if self.chain.blocked is not None:
-                here = here + self.chain.blocked[genome[layer - 1]]
-            genome[layer] = np.argmin(here)
-        return genome
 
     def _totals(self, genome: Genomes) -> FloatArray:
         rows = np.arange(len(genome))
@@ -230,11 +256,11 @@ class _Part:
         rows, sides = [], []
         prices = np.zeros(size)
         for _ in range(_CUTS):
-            unary, between = self._priced(prices)
-            togo, least = self._togo(unary, between, self.closed)
+            unary, between = self.chain.priced(prices)
+            togo, least = self.chain.togo(unary, between, self.closed)
             if not np.isfinite(least):
                 return [], np.inf
-            totals = self._totals(self._follow(unary, between, togo))
+            totals = self._totals(self.chain.follow(unary, between, self.closed, togo))
             tried.append((least - float(prices @ self.limits), prices))
             if not size:
                 break
@@ -293,12 +319,12 @@ class _Labels:
         self.weights = np.array([np.concatenate(([1.0], prices)) for prices in part.prices])  # (m, k)
         self.credits = np.array([float(prices @ part.limits) for prices in part.prices])
         self.togo = np.array(
-            [part._togo(*part._priced(prices), part.closed)[0] for prices in part.prices]
+            [chain.togo(*chain.priced(prices), part.closed)[0] for prices in part.prices]
         )  # (m, L, C)
         between = chain.between
         self.least = np.array(
             [
-                part._togo(chain.unary[i], None if between is None else between[i], part.closed)[0]
+                chain.togo(chain.unary[i], None if between is None else between[i], part.closed)[0]
                 for i in range(1, len(chain.unary))
             ]
         ).reshape(len(chain.unary) - 1, *part.closed.shape)
@@ -319,7 +345,7 @@ class _Labels:
         self.most = 0
         for layer in range(1, layers):
             # The best prices alone decide first, on one number per pair instead of a whole label.
-            table, between = part._priced(part.prices[0])
+            table, between = chain.priced(part.prices[0])
             base = spent @ self.weights[0] - self.credits[0]
             ahead = table[layer] + part.closed[layer] + self.togo[0, layer]
             bounds = base[:, None] + ahead
