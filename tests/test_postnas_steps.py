@@ -7,6 +7,7 @@ import pytest
 
 from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.compose import model_cost
+from hwsearch.costmodel.host import HF_EAGER
 from hwsearch.search.beam import beam_search
 from hwsearch.search.engine import search
 from hwsearch.search.problem import Additive, Objective, Problem
@@ -76,12 +77,16 @@ def test_the_grid_has_equal_cache_and_equal_throughput(block: str) -> None:
     points = grid_points(space)
     assert set(points) == set(TABLE_2)
     assert len({architecture.cache_bytes(65536) for architecture in points.values()}) == 1
+    # In the paper's own protocol, Hugging Face's eager modules. An engine that copies no cache sees more of the
+    # projections, and spreads the nine points over 3.8% (gated delta net) and 5.6% (JetBlock).
     model = load_builtin("h100-sxm")
-    speeds = [
-        model_cost(architecture, SERVING, model=model).throughput_tokens_per_s
-        for architecture in points.values()
-    ]
-    assert max(speeds) / min(speeds) - 1 <= 0.015
+    speeds = {
+        key: model_cost(architecture, SERVING, model=model, host=HF_EAGER).throughput_tokens_per_s
+        for key, architecture in points.items()
+    }
+    assert max(speeds.values()) / min(speeds.values()) - 1 <= 0.015
+    for key, (published, *_) in TABLE_2.items():
+        assert speeds[key] == pytest.approx(published, rel=0.02)
 
 
 @pytest.mark.parametrize(("column", "chosen"), [(2, (96, 256, 12)), (1, (192, 192, 8))])  # math, retrieval
