@@ -167,6 +167,9 @@ class Learner:
 
     def _select(self, genomes: Genomes, values: FloatArray, hubs: tuple[int, ...]) -> None:
         """Takes the logarithm, the form and the noise that predict left-out evaluations best."""
+        if len(self.forms) == 1:
+            self._prior = self._start(self.forms[0], hubs, log=False)
+            return
         best: tuple[float, _Prior] | None = None
 
         def attempt(prior: _Prior, rounds: int) -> None:
@@ -235,14 +238,14 @@ class Learner:
         seen[design.indices] = 1.0
         cut = layers * choices
 
-        def factor(part: FloatArray, marks: FloatArray, groups: int) -> FloatArray:
-            total = (part * marks).reshape(groups, -1).sum(axis=1)
-            count = marks.reshape(groups, -1).sum(axis=1)
-            ratio: FloatArray = np.sqrt(np.divide(total, count, out=np.ones(groups), where=count > 0))
+        def factor(part: FloatArray, marks: FloatArray, width: int) -> FloatArray:
+            total = (part * marks).reshape(-1, width).sum(axis=1)
+            count = marks.reshape(-1, width).sum(axis=1)
+            ratio: FloatArray = np.sqrt(np.divide(total, count, out=np.ones(len(total)), where=count > 0))
             return ratio
 
-        layer_sd = prior.layer_sd * factor(squares[:cut], seen[:cut], layers)
-        pair_sd = prior.pair_sd * factor(squares[cut:], seen[cut:], len(prior.pairs))
+        layer_sd = prior.layer_sd * factor(squares[:cut], seen[:cut], choices)
+        pair_sd = prior.pair_sd * factor(squares[cut:], seen[cut:], choices**2)
         top = float(layer_sd.max())
         rounded = [np.maximum(np.round(sd / top, _DIGITS), _FAINT) for sd in (layer_sd, pair_sd)]
         return replace(prior, layer_sd=rounded[0], pair_sd=rounded[1])
