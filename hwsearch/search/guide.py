@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hwsearch.search.chain import Chain, is_chain
-from hwsearch.search.learned import FORMS, Learner, Model
+from hwsearch.search.learned import Learner, Model, additive_models
 from hwsearch.search.problem import Additive, Pairwise, Problem
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
@@ -27,8 +27,9 @@ from hwsearch.search.space import BoolArray, FloatArray, Genomes
 __all__ = ["Guide", "conditioned"]
 
 _TRUSTED = 0.3  # share of variance explained below which a model is not asked
+_CERTAIN = 1 - 1e-9
 _ROWS = 1500  # evaluations that a model is fitted to: half of them the best, half the latest
-_GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 8.0}  # evaluations between refits, as a factor
+_GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 10.0}  # evaluations between refits, as a factor
 _PATIENT = 1000  # below so many evaluations every generation is a refit unless evaluations are free
 _SELECT = 1.6  # evaluations between choices of the form, as a factor
 _ADAPT = 400  # below so many evaluations every refit adapts the prior, above every fourth
@@ -53,7 +54,6 @@ class Guide:
         self.problem = problem
         self.rules = rules
         self.tier = problem.tier
-        forms = FORMS[:1] if self.tier == "free" else FORMS
         # Tables serve only where nothing is proven by them: otherwise the gap to the proof would mean nothing.
         self._known = {
             i: cost
@@ -61,9 +61,7 @@ class Guide:
             if isinstance(cost, Additive | Pairwise) and not problem.tabulated
         }
         self._learners = {
-            i: Learner(rules.allowed, forms=forms)
-            for i in range(len(problem.distinct))
-            if i not in self._known
+            i: Learner(rules.allowed) for i in range(len(problem.distinct)) if i not in self._known
         }
         self._fits = 0
         self._fitted_at = 0
@@ -84,6 +82,8 @@ class Guide:
             return False
         if self.tier != "free" and evaluations <= _PATIENT:
             return True
+        if self.tier == "free" and self.trust > _CERTAIN:
+            return False  # nothing left to learn
         return evaluations >= _GROWTH[self.tier] * self._fitted_at
 
     def propose(self, genomes: Genomes, costs: FloatArray, n: int, *, rng: np.random.Generator) -> Genomes:
@@ -115,7 +115,7 @@ class Guide:
             layers, choices = list(stratum.keys()), list(stratum.values())
             inside = order[np.all(genomes[order][:, layers] == np.array(choices, dtype=np.int64), axis=1)]
             centre = genomes[inside[0]] if len(inside) else None
-            for radius in (None, _RADIUS):
+            for radius in (None,) if self.tier == "free" else (None, _RADIUS):
                 if radius is None or centre is not None:
                     drafts, priced = self._best(models, stratum, centre if radius else None)
                     prices = prices or priced
@@ -137,15 +137,16 @@ class Guide:
     def _fit(self, genomes: Genomes, costs: FloatArray) -> list[Model]:
         evaluations = len(genomes)
         rows = np.arange(evaluations)
-        most = _ROWS
-        if self.tier == "free":
-            most = int(1.3 * self.rules.allowed.sum())
+        most = self.first_fit if self.tier == "free" else _ROWS
         if evaluations > most:
             violations = self.problem.violations(costs)
             best = np.lexsort((costs[:, self.problem.objective_columns[0]], violations))[: most // 2]
             rows = np.union1d(best, rows[-(most - most // 2) :])
         genomes, costs = genomes[rows], costs[rows]
-        select = self.tier != "free" and evaluations >= _SELECT * self._selected_at
+        if self.tier == "free":
+            self._fitted_at = evaluations
+            return additive_models(genomes, costs, num_choices=self.rules.num_choices)
+        select = evaluations >= _SELECT * self._selected_at
         if select:
             self._selected_at = evaluations
             self._hubs = self._dominating(genomes, costs)
@@ -276,6 +277,7 @@ class Guide:
             "fitted_at": self._fitted_at,
             "selected_at": self._selected_at,
             "hubs": list(self._hubs),
+            "trust": self.trust,
             "learners": {str(i): learner.state() for i, learner in self._learners.items()},
         }
 
@@ -284,6 +286,7 @@ class Guide:
         self._fits, self._fitted_at = state["fits"], state["fitted_at"]
         self._selected_at = state["selected_at"]
         self._hubs = tuple(state["hubs"])
+        self.trust = state["trust"]
         for key, learner in state["learners"].items():
             self._learners[int(key)].restore(learner)
 
