@@ -102,15 +102,22 @@ class Chain:
         limits = np.concatenate((at_most, self.rules.limit_bounds))
         best = Paths(genomes=np.empty((0, self.unary.shape[1]), np.int64), values=np.empty(0), bound=np.inf,
                      proven=True)  # fmt: skip
-        parts = []
+        parts: list[_Part] = []
         for settled in self._settled():
-            part = _Part(self, settled if closed is None else settled | closed, limits)
+            near = parts[0].prices[0] if parts else None
+            part = _Part(self, settled if closed is None else settled | closed, limits, near=near)
+            if part.open and not parts:
+                part.tighten()
             if part.open:
                 parts.append(part)
         parts.sort(key=lambda part: part.bound)
         priced = parts[0] if parts else None
         for part in parts:
             upper = float(best.values[0]) if len(best.values) else np.inf
+            if part.bound < upper and not part.tight:
+                part.tighten()
+            if not part.open or part.bound >= upper:
+                continue  # what is not searched is no worse than what is known
             found = part.search(upper, check=check, deadline=deadline, labels=labels)
             best = _merged(best, found, count)
             if len(best.values) and float(best.values[0]) < upper:
@@ -206,9 +213,11 @@ def _merged(one: Paths, other: Paths, count: int) -> Paths:
 
 
 class _Part:
-    """The problem with every tied group settled."""
+    """The problem with every tied group settled. near: prices of another part, which give a first bound."""
 
-    def __init__(self, chain: Chain, closed: BoolArray, limits: FloatArray) -> None:
+    def __init__(
+        self, chain: Chain, closed: BoolArray, limits: FloatArray, *, near: FloatArray | None
+    ) -> None:
         self.chain = chain
         self.closed = np.where(closed, np.inf, 0.0)
         self.offset = chain.constants.copy()
@@ -220,16 +229,22 @@ class _Part:
             self.floors[i] = np.where(closed, np.inf, peak).min(axis=1).max()
             self.offset[cost] += self.floors[i]
         self.limits = limits - self.offset[1:]
-        ranges = self._range()
-        self.spread = ranges[0] or 1.0
-        self.slack = _ROUNDING * np.maximum(ranges, np.abs(np.concatenate(([0.0], self.limits))))
+        self.ranges = self._range()
+        self.spread = self.ranges[0] or 1.0
+        self.slack = _ROUNDING * np.maximum(self.ranges, np.abs(np.concatenate(([0.0], self.limits))))
         between = None if chain.between is None else -chain.between[0]
         # No genome costs more than this: what is bounded from below by more does not exist.
         self.dearest = float(self.offset[0]) - self.chain.togo(-chain.unary[0], between, self.closed)[1]
         if 0 in chain.peaked:
             self.dearest += float(np.ptp(chain.peaks[chain.peaked.index(0)]))
-        self.prices, self.bound = self._dual(ranges)
-        self.open = np.isfinite(self.bound) and self.bound <= self.dearest + self.slack[0]
+        self.prices = [np.zeros(len(self.limits)) if near is None else near]
+        self.bound = self._value(self.prices[0])[0] + float(self.offset[0])
+        self.tight = False
+        self.open = self._possible
+
+    @property
+    def _possible(self) -> bool:
+        return bool(np.isfinite(self.bound) and self.bound <= self.dearest + self.slack[0])
 
     def _range(self) -> FloatArray:
         """Upper estimate of by how much each cost can differ, (k,)."""
@@ -248,20 +263,26 @@ class _Part:
             totals = totals + self.chain.between[:, rows[:-1], genome[:-1], genome[1:]].sum(axis=1)
         return totals
 
-    def _dual(self, ranges: FloatArray) -> tuple[list[FloatArray], float]:
-        """Price lists (R,), the best first, and the bound that the best gives."""
+    def _value(self, prices: FloatArray) -> tuple[float, FloatArray | None]:
+        """The Lagrangian bound, constants aside, at prices (R,), and the costs (k,) of the path that attains it."""
+        unary, between = self.chain.priced(prices)
+        togo, least = self.chain.togo(unary, between, self.closed)
+        if not np.isfinite(least):
+            return np.inf, None
+        totals = self._totals(self.chain.follow(unary, between, self.closed, togo))
+        return least - float(prices @ self.limits), totals
+
+    def tighten(self) -> None:
+        """Finds the prices that give the best bound."""
         size = len(self.limits)
-        unit = self.spread / np.where(ranges[1:] > 0, ranges[1:], 1.0)
+        unit = self.spread / np.where(self.ranges[1:] > 0, self.ranges[1:], 1.0)
         tried: list[tuple[float, FloatArray]] = []
         rows, sides = [], []
-        prices = np.zeros(size)
+        prices = self.prices[0]
         for _ in range(_CUTS):
-            unary, between = self.chain.priced(prices)
-            togo, least = self.chain.togo(unary, between, self.closed)
-            if not np.isfinite(least):
-                return [], np.inf
-            totals = self._totals(self.chain.follow(unary, between, self.closed, togo))
-            tried.append((least - float(prices @ self.limits), prices))
+            value, totals = self._value(prices)
+            assert totals is not None
+            tried.append((value, prices))
             if not size:
                 break
             excess = (totals[1:] - self.limits) * unit
@@ -277,7 +298,7 @@ class _Part:
             best, centre = max(tried, key=lambda pair: pair[0])
             if (
                 master.x is None
-                or -float(master.fun or 0.0) - best <= 1e-8 * self.spread
+                or -float(master.fun or 0.0) - best <= _START * self.spread
                 or best + self.offset[0] > self.dearest + self.spread
             ):
                 break
@@ -286,7 +307,9 @@ class _Part:
         tried.sort(key=lambda pair: -pair[0])
         kept = [tried[0][1], np.zeros(size)]
         kept += [prices for _, prices in tried[3 :: max(len(tried) // _PRICED, 1)]]
-        return kept[:_PRICED], tried[0][0] + float(self.offset[0])
+        self.prices, self.bound = kept[:_PRICED], tried[0][0] + float(self.offset[0])
+        self.tight = True
+        self.open = self._possible
 
     def search(self, upper: float, *, check: Check, deadline: float, labels: int) -> Paths:
         """The cheapest genomes of this part, as far as they matter where one of value `upper` is known."""

@@ -12,21 +12,22 @@ chain solver can minimise; posterior draws are too (Matheron's rule).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve
 from scipy.sparse import csr_array
 
 from hwsearch.search.problem import Additive, Pairwise
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
 
-__all__ = ["FORMS", "Learner", "Model"]
+__all__ = ["Learner", "Model", "additive_models"]
 
 FORMS = ("layers", "neighbours", "hubs", "both")
 _NOISE = (1e-8, 1e-2)  # assumed variances of the noise, as shares of the mean prior variance
+_RIDGE = 1e-6
 _PAIR = 0.3  # first guess of a pair's standard deviation, relative to a layer's
 _SELECT = 500  # rows at most on which forms are compared
 _FLAT = 10.0  # prior variance of the constant, relative to the rest
@@ -112,12 +113,41 @@ class _Posterior:
         )
 
 
+def additive_models(genomes: Genomes, costs: FloatArray, *, num_choices: int) -> list[Model]:
+    """Additive models of costs (n, k) by ridge regression: a hundredth of the time of a `Learner`, and no posterior.
+
+    trust is measured on the last tenth of the genomes (n, layers), which is not fitted.
+    """
+    n, layers = genomes.shape
+    width = layers * num_choices
+    held = max(n // 10, 1)
+    columns = (np.arange(layers) * num_choices + genomes)[:-held]
+    design = csr_array(
+        (np.ones(columns.size), columns.ravel(), np.arange(len(columns) + 1) * layers),
+        shape=(len(columns), width),
+    )
+    offsets = costs[:-held].mean(axis=0)
+    scales = np.where(np.ptp(costs, axis=0) > 0, np.ptp(costs, axis=0), 1.0)
+    matrix = (design.T @ design).toarray()
+    matrix[np.diag_indices(width)] += _RIDGE
+    found = solve(matrix, design.T @ ((costs[:-held] - offsets) / scales), assume_a="pos")
+    top = np.abs(found).max(axis=0)
+    top[top == 0] = 1.0
+    found = np.round(found / top, _DIGITS) * top * scales
+    models = []
+    for i, offset in enumerate(offsets.tolist()):
+        tables = Additive(found[:, i].reshape(layers, num_choices), constant=offset)
+        missed = np.mean((tables(genomes[-held:]) - costs[-held:, i]) ** 2)
+        trust = 1.0 - float(missed / (np.var(costs[:, i]) or 1.0))
+        models.append(Model(tables=tables, trust=trust))
+    return models
+
+
 class Learner:
     """Learns one cost of a space with allowed choices (L, C)."""
 
-    def __init__(self, allowed: BoolArray, *, forms: Sequence[str] = FORMS) -> None:
+    def __init__(self, allowed: BoolArray) -> None:
         self.allowed = allowed
-        self.forms = tuple(forms)
         self._prior: _Prior | None = None
         self._trust = 0.0
 
@@ -186,7 +216,7 @@ class Learner:
                 attempt(self._start("layers", (), log=log), 1)
         assert best is not None
         log = best[1].log
-        for form in self.forms[1:]:
+        for form in FORMS[1:]:
             if hubs or form == "neighbours":
                 attempt(self._start(form, hubs, log=log), 2)
         for noise in _NOISE[1:]:
@@ -235,14 +265,14 @@ class Learner:
         seen[design.indices] = 1.0
         cut = layers * choices
 
-        def factor(part: FloatArray, marks: FloatArray, groups: int) -> FloatArray:
-            total = (part * marks).reshape(groups, -1).sum(axis=1)
-            count = marks.reshape(groups, -1).sum(axis=1)
-            ratio: FloatArray = np.sqrt(np.divide(total, count, out=np.ones(groups), where=count > 0))
+        def factor(part: FloatArray, marks: FloatArray, width: int) -> FloatArray:
+            total = (part * marks).reshape(-1, width).sum(axis=1)
+            count = marks.reshape(-1, width).sum(axis=1)
+            ratio: FloatArray = np.sqrt(np.divide(total, count, out=np.ones(len(total)), where=count > 0))
             return ratio
 
-        layer_sd = prior.layer_sd * factor(squares[:cut], seen[:cut], layers)
-        pair_sd = prior.pair_sd * factor(squares[cut:], seen[cut:], len(prior.pairs))
+        layer_sd = prior.layer_sd * factor(squares[:cut], seen[:cut], choices)
+        pair_sd = prior.pair_sd * factor(squares[cut:], seen[cut:], choices**2)
         top = float(layer_sd.max())
         rounded = [np.maximum(np.round(sd / top, _DIGITS), _FAINT) for sd in (layer_sd, pair_sd)]
         return replace(prior, layer_sd=rounded[0], pair_sd=rounded[1])

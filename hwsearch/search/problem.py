@@ -190,6 +190,12 @@ class Problem:
         costs = (self.objectives[0].cost, *(budget.cost for budget in self.budgets))
         return all(isinstance(cost, Additive | Pairwise) for cost in costs)
 
+    @property
+    def tier(self) -> Tier:
+        """The dearest tier of an objective that does not come as tables; "free" where all do."""
+        tiers = [o.tier for o in self.objectives if not isinstance(o.cost, Additive | Pairwise)]
+        return max(tiers, key=get_args(Tier).index, default="free")
+
     def costs(self, genomes: Genomes) -> FloatArray:
         """Every distinct cost of genomes (n, layers), (n, k).
 

@@ -93,50 +93,23 @@ class Rules:
             options &= ~self.forbidden[:, after].T | (layers == genomes.shape[1] - 1)[:, None]
         return options
 
-    def pairs(self, genome: Genomes, layers: NDArray[np.int64], choices: NDArray[np.int64]) -> BoolArray:
-        """Which pairs of n single moves keep one genome (L,) within the rules, (n, n); the diagonal: alone.
-
-        Move i sets layers[i] to choices[i], allowed there and in line with the ties of the genome. Order rules
-        are left to `Space.valid`.
-        """
-        apart = layers[:, None] - layers[None, :]
-        good: BoolArray = apart != 0
-        np.fill_diagonal(good, True)
-        if self.free:
-            return good
-        old = genome[layers]
-        for tie in self.ties:
-            if not tie.members[genome].any():
-                joins = tie.members[choices]
-                good &= ~(joins[:, None] & joins) | tie.same[choices[:, None], choices]
-        for members, at_least, at_most in self.limits:
-            change = members[layers, choices].astype(np.int64) - members[layers, old]
-            together = change[:, None] + change
-            np.fill_diagonal(together, change)
-            count = int(members[np.arange(len(genome)), genome].sum()) + together
-            good &= (count >= at_least) & (count <= at_most)
-        if self.forbidden.any():
-            padded = np.concatenate((genome[:1], genome, genome[-1:]))
-            bad_before = self.forbidden[padded[layers], choices] & (layers > 0)
-            bad_after = self.forbidden[choices, padded[layers + 2]] & (layers < len(genome) - 1)
-            # A move that does not go with a neighbour is good only beside one that changes this neighbour.
-            mended = ~bad_before[:, None] | (apart == 1)
-            mended &= ~bad_after[:, None] | (apart == -1)
-            mended &= ~((apart == -1) & self.forbidden[choices[:, None], choices])
-            good &= mended & mended.T
-        return good
-
     def repair(self, genomes: Genomes, *, rng: np.random.Generator) -> Genomes:
         """Mends genomes (n, L) that break rules by changing faulty layers; drops those it cannot mend."""
-        bad = np.flatnonzero(~self.space.valid(genomes))
+        mended, kept = self.mend(genomes, rng=rng)
+        return mended if kept.all() else mended[kept]
+
+    def mend(self, genomes: Genomes, *, rng: np.random.Generator) -> tuple[Genomes, BoolArray]:
+        """`genomes` (n, L) with what breaks rules changed, and which of them now keep all, (n,)."""
+        whole = self.space.valid(genomes)
+        bad = np.flatnonzero(~whole)
         if not len(bad):
-            return genomes
+            return genomes, whole
         genomes = genomes.copy()
         genomes[bad] = self._unify(genomes[bad], rng)
         for _ in range(_ROUNDS):
             bad = bad[~self.space.valid(genomes[bad])]
             if not len(bad):
-                return genomes
+                return genomes, np.ones(len(genomes), dtype=bool)
             broken = genomes[bad]
             faults = self._faults(broken)
             layers = np.argmax(rng.random(faults.shape) * faults, axis=1)
@@ -146,7 +119,7 @@ class Rules:
             genomes[bad[possible], layers[possible]] = drawn[possible]
         keep = np.ones(len(genomes), dtype=bool)
         keep[bad] = self.space.valid(genomes[bad])
-        return genomes[keep]
+        return genomes, keep
 
     def _unify(self, genomes: Genomes, rng: np.random.Generator) -> Genomes:
         """Every layer of a tied kind joins the class of one of them, drawn at random."""
