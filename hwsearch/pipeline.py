@@ -29,7 +29,7 @@ from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.budget import BudgetSpec
-from hwsearch.searchspace.presets import preset_named
+from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
@@ -45,6 +45,7 @@ __all__ = [
     "search_task",
 ]
 
+_RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -207,14 +208,17 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTask:
-    """A search problem, and what is needed to explain its answers. notes: what was left out of the space, and why."""
+    """A search problem, and what is needed to explain its answers.
+
+    shares: of the linear drop that each choice of the space costs. notes: what was left out of the space, and why.
+    """
 
     problem: Problem
     space: SearchSpace
     model: CostModel
     workload: Workload
     sweep: LayerSweep
-    shares: Mapping[str, float]
+    shares: tuple[float, ...]
     notes: tuple[str, ...]
 
     @property
@@ -225,12 +229,13 @@ class SearchTask:
         return {
             "base": self.space.base.model_dump(mode="json"),
             "choices": [choice.model_dump(mode="json") for choice in self.space.choices],
-            "limits": {kind: [limit.at_least, limit.at_most] for kind, limit in self.space.limits.items()},
+            "allowed": [list(options) for options in self.space.allowed],
+            "rules": self.space.rules,
             "device": self.model.device.name,
             "runtime": self.model.runtime,
             "workload": str(self.workload),
             "tasks": list(self.sweep.tasks),
-            "shares": dict(self.shares),
+            "shares": list(self.shares),
             "layer_latency_ms": latency.table[0].tolist(),
         }
 
@@ -240,7 +245,7 @@ class SearchTask:
         return Verdict(
             architecture=architecture,
             cost=model_cost(architecture, self.workload, model=self.model),
-            quality=self.sweep.loss([self.shares[layer.mixer.kind] for layer in architecture.layers]),
+            quality=self.sweep.loss([self.shares[choice] for choice in genome]),
         )
 
 
@@ -253,21 +258,26 @@ def search_task(
     sweep: LayerSweep,
     assumptions: Mapping[str, float],
     budgets: Sequence[BudgetSpec],
+    placement: Architecture | None = None,
 ) -> SearchTask:
-    """Quality loss against latency over a preset space, within budgets.
+    """Quality loss against latency over a space (a preset or a file), within budgets.
 
-    Kinds of mixer for which there is neither data nor an assumption are left out of the space, with a note.
-    Budgets on counts become limits of the space, the others upper bounds on additive costs.
+    Choices for which there is neither data nor an assumption are left out of the space, with a note. Budgets on
+    counts become limits of the space, the others upper bounds on additive costs. With a placement the softmax
+    attention stays where that architecture has it.
     """
     check_dtype(model, workload)
-    full = preset_named(preset, base)
-    shares, unknown = linear_shares(full.kinds, assumptions)
+    full = space_named(preset, base)
+    if placement is not None:
+        full = full.placed_as(placement)
+    by_choice, unknown = _shares(full, assumptions)
     notes = tuple(
-        f"{kind} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
-        f"share of the linear drop, for example --assume {kind}=0.5"
-        for kind in unknown
+        f"{name} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
+        f"share of the linear drop, for example --assume {name}=0.5"
+        for name in unknown
     )
-    space = full.restrict(list(shares))
+    space = full.restrict([i for i, share in enumerate(by_choice) if share is not None])
+    shares = tuple(share for share in by_choice if share is not None)
     for kind, limit in _count_limits(budgets).items():
         if limit.at_least and kind not in space.kinds:
             raise InputError(
@@ -277,7 +287,7 @@ def search_task(
         space = space.limit(kind, limit)
     latency = _latency_cost(space, model, workload)
     memory = _memory_cost(space, workload)
-    quality = Additive(sweep.table([shares[kind] for kind in space.kinds]))
+    quality = Additive(sweep.table(shares))
     problem = Problem(
         space=space,
         objectives=(
@@ -293,6 +303,40 @@ def search_task(
     return SearchTask(
         problem=problem, space=space, model=model, workload=workload, sweep=sweep, shares=shares, notes=notes
     )
+
+
+def _shares(
+    space: SearchSpace, assumptions: Mapping[str, float]
+) -> tuple[list[float | None], tuple[str, ...]]:
+    """Of the linear drop, what each choice costs, None where nobody knows; and the names that would tell.
+
+    A sweep knows about replacing attention. Other attention heads than the base's and other feed-forward widths
+    need assumptions under the names below; that on the width is what a layer without any would cost.
+    """
+    extras = {name: assumptions[name] for name in (_RESHAPED, _NARROW) if name in assumptions}
+    for name, share in extras.items():
+        if not 0 <= share < math.inf:
+            raise InputError(
+                f"--assume {name}={share:g}: the share must be 0 or more, 1 being the linear drop"
+            )
+    kinds, unknown = linear_shares(space.kinds, {k: v for k, v in assumptions.items() if k not in extras})
+    missing = dict.fromkeys(unknown)
+    shares: list[float | None] = []
+    for choice in space.choices:
+        needed: dict[str, float | None] = {choice.mixer.kind: kinds.get(choice.mixer.kind)}
+        heads = {name: getattr(choice.mixer, name, None) for name in type(space.base.mixer).model_fields}
+        if (
+            heads["num_kv_heads"] is not None
+            and {**heads, "kind": "full_attention"} != space.base.mixer.model_dump()
+        ):
+            needed[_RESHAPED] = extras.get(_RESHAPED)
+        width = choice.ffn.intermediate_size / space.base.ffn.intermediate_size
+        if width != 1:
+            needed[_NARROW] = extras[_NARROW] * max(1 - width, 0) if _NARROW in extras else None
+        missing |= dict.fromkeys(name for name, share in needed.items() if share is None)
+        known = [share for share in needed.values() if share is not None]
+        shares.append(sum(known) if len(known) == len(needed) else None)
+    return shares, tuple(missing)
 
 
 def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResu
 from hwsearch.search.study import Study
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.budget import parse_budget
+from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, load_sweep
 
@@ -31,7 +33,17 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 @click.option(
     "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
 )
-@click.option("--space", "preset", default="postnas", show_default=True, help="Search space.")
+@click.option(
+    "--space",
+    "preset",
+    default="postnas",
+    show_default=True,
+    help="A name from `hwsearch spaces`, or a YAML, TOML or JSON file.",
+)
+@click.option(
+    "--placement",
+    help="Keep softmax attention where this architecture has it: a JSON file, or a name from `hwsearch bases`.",
+)
 @device_option
 @click.option(
     "--quality",
@@ -62,6 +74,7 @@ def command(
     *,
     base: str,
     preset: str,
+    placement: str | None,
     device: str,
     quality: str,
     tasks: tuple[str, ...],
@@ -94,6 +107,7 @@ def command(
         sweep=sweep.only(tasks) if tasks else sweep,
         assumptions=_assumptions(assume),
         budgets=[parse_budget(text) for text in budgets],
+        placement=architecture_named(placement) if placement else None,
     )
     for text in task.notes:
         note(text)
@@ -128,9 +142,18 @@ def _run(task: SearchTask, study: Study, *, population: int, generations: int, s
     with progress() as bar:
         row = bar.add_task("searching", total=generations, status="")
 
+        started = time.perf_counter()
+        before: list[int] = []
+
         def advance(at: Progress) -> None:
-            best = "none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"
-            bar.update(row, completed=at.generation, status=f"{best}, {at.evaluations} evaluated")
+            before.append(at.evaluations)
+            rate = (at.evaluations - before[0]) / (time.perf_counter() - started)
+            parts = ["none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"]
+            if at.gap is not None:
+                parts.append(f"gap {at.gap:.2%}")
+            parts.append(f"hypervolume {at.hypervolume:.4g}")
+            parts.append(f"{at.evaluations} evaluated" + (f", {rate:,.0f}/s" if rate else ""))
+            bar.update(row, completed=at.generation, status=", ".join(parts))
 
         return search(
             task.problem,

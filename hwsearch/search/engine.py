@@ -6,6 +6,7 @@ sees it, so the gap between the two says how far evolution would be off where no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import ExactResult, minimise
+from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
 from hwsearch.search.pareto import knee
 from hwsearch.search.problem import Problem
+from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
 from hwsearch.search.study import Study
 
@@ -29,7 +32,10 @@ GENERATIONS = 200
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands after a generation; best is the least first objective within the budgets so far."""
+    """Where a search stands after a generation; best is the least first objective within the budgets so far.
+
+    hypervolume: that of the front, against the worst values of the first generation.
+    """
 
     generation: int
     generations: int
@@ -37,6 +43,12 @@ class Progress:
     front: int
     best: float | None
     exact: ExactResult | None
+    hypervolume: float = 0.0
+
+    @property
+    def gap(self) -> float | None:
+        """By how much the best exceeds the exact bound so far, as a share of it."""
+        return None if self.best is None else _gap(self.best, self.exact)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +69,7 @@ class SearchResult:
 
     @property
     def gap(self) -> float | None:
-        if self.exact is None or not np.isfinite(self.exact.bound):
-            return None
-        value, bound = float(self.objectives[self.best, 0]), self.exact.bound
-        return (value - bound) / (abs(bound) or abs(value)) if value > bound else 0.0
+        return _gap(float(self.objectives[self.best, 0]), self.exact)
 
     def pick(self, which: str) -> int:
         """The row of the front that "best", "knee" or a number names. Raises InputError for anything else."""
@@ -73,6 +82,12 @@ class SearchResult:
         return int(which)
 
 
+def _gap(value: float, exact: ExactResult | None) -> float | None:
+    if exact is None or not np.isfinite(exact.bound):
+        return None
+    return (value - exact.bound) / (abs(exact.bound) or abs(value)) if value > exact.bound else 0.0
+
+
 def search(
     problem: Problem,
     *,
@@ -80,39 +95,64 @@ def search(
     population: int = POPULATION,
     generations: int = GENERATIONS,
     study: Study | None = None,
+    evaluate: Callable[[Genomes], FloatArray] | None = None,
     on_generation: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """The best trade-offs of a problem within its budgets.
 
     With a study every generation is written down as it ends; a study that holds generations is gone on with,
-    and one that is finished gives its result at once. An interruption (Ctrl-C) leaves it resumable.
+    and one that is finished gives its result at once, or goes on where more generations are asked for than it has.
+    An interruption (Ctrl-C) leaves it resumable. evaluate: costs (n, k) of genomes in place of `problem.costs`, for
+    example an `Evaluator`; genomes with a row that is not finite are left out of the search.
 
     Raises InfeasibleError, saying which budget binds and what can be reached, where nothing meets the budgets.
     """
     if generations < 1:
         raise InputError(f"a search needs at least 1 generation, got {generations}")
-    engine = {"population": population, "generations": generations, "seed": seed}
+    engine = {"population": population, "seed": seed}
+    evaluate = evaluate or problem.costs
     if study:
         study.bind("engine", engine)
-        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
-    exact = _exact(problem, study) if problem.additive else None
-    evolution = Evolution(problem, population=population, seed=seed)
+        study.bind_problem(problem)
+    narrowed = pruned(problem)
+    exact = _exact(narrowed, study, asked=problem) if problem.tabulated else None
+    evolution = Evolution(narrowed, population=population, seed=seed)
+    reference: FloatArray | None = None
     if study:
         history = study.history()
         if history.state is not None:
+            if len(history.batches) > generations:
+                raise InputError(
+                    f"{study.directory} holds {len(history.batches)} generations: ask for at least as many, not "
+                    f"{generations}"
+                )
             evolution.restore(history.batches, history.state)
+            reference = _reference(problem, history.batches[0][1])
     while evolution.generation < generations:
         genomes = evolution.ask()
-        costs = problem.costs(genomes)
-        evolution.tell(genomes, costs)
+        started = time.perf_counter()
+        costs = evaluate(genomes)
+        seconds = time.perf_counter() - started
+        known = np.isfinite(costs).all(axis=1)
+        evolution.tell(genomes[known], costs[known])
         if study:
             violations = problem.violations(costs)
-            study.record(evolution.generation, genomes, costs, violations, evolution.state())
+            study.record(evolution.generation, genomes, costs, violations, evolution.state(), seconds=seconds)
+        if reference is None and known.any():
+            reference = _reference(problem, costs[known])
         if on_generation:
             archive = evolution.archive
             best = float(archive.objectives[0, 0]) if len(archive) else None
             on_generation(
-                Progress(evolution.generation, generations, evolution.evaluations, len(archive), best, exact)
+                Progress(
+                    evolution.generation,
+                    generations,
+                    evolution.evaluations,
+                    len(archive),
+                    best,
+                    exact,
+                    0.0 if reference is None else hypervolume(archive.objectives, reference),
+                )
             )
     archive = evolution.archive
     if not len(archive):
@@ -125,11 +165,16 @@ def search(
         exact=exact,
     )
     if study:
-        study.finish(_summary(problem, result, {**engine, "settings": study.recall("settings")}))
+        run = {**engine, "generations": generations, "settings": study.recall("settings")}
+        study.finish(_summary(problem, result, run))
     return result
 
 
-def _exact(problem: Problem, study: Study | None) -> ExactResult:
+def _reference(problem: Problem, costs: FloatArray) -> FloatArray:
+    return reference_point(costs[:, problem.objective_columns])
+
+
+def _exact(problem: Problem, study: Study | None, *, asked: Problem) -> ExactResult:
     """The exact optimum, from the study where a run before found it: a time limit is no reason to differ."""
     stored = study.recall("exact") if study else None
     if stored:
@@ -137,7 +182,7 @@ def _exact(problem: Problem, study: Study | None) -> ExactResult:
         return ExactResult(**{**stored, "genome": genome})
     found = minimise(problem.space, problem.objectives[0].cost, problem.budgets)
     if found is None:
-        raise InfeasibleError(explain(problem))
+        raise InfeasibleError(explain(asked))
     if study:
         study.remember("exact", asdict(found))
     return found

@@ -1,11 +1,12 @@
 """A run directory: a SQLite journal of every evaluation, and the result as JSON.
 
-    RUN/journal.sqlite   settings, evaluations, random state and population after every generation
+    RUN/journal.sqlite   settings, every evaluation, random state and population after every generation
     RUN/writer.lock      held by the process that writes
     RUN/result.json      written when the run ends
 
-A generation is one transaction, so after a kill at any moment the journal stands at the end of a generation, and
-a resumed run repeats nothing that is in it and goes on exactly as the first would have.
+A generation is one transaction, and an expensive evaluation is one of its own as soon as it ends. So after a kill at
+any moment the journal holds whole generations and, of the one that was cut short, the evaluations that had ended; a
+resumed run repeats nothing that is in it and goes on exactly as the first would have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,31 +25,55 @@ from typing import Any, Self
 import numpy as np
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.problem import Problem
 from hwsearch.search.space import FloatArray, Genomes
 
-__all__ = ["History", "Study", "read_result"]
+__all__ = ["JOURNAL", "RESULT", "Evaluation", "History", "Study", "check_journal", "read_result"]
 
 JOURNAL = "journal.sqlite"
 RESULT = "result.json"
 _LOCK = "writer.lock"
 _APPLICATION_ID = 0x68777372  # "hwsr"
-_VERSION = 1
+_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- genome: little-endian int16 per layer; costs: little-endian float64 in the order of meta 'costs'.
--- The objectives come first among the costs; id counts from 0.
+-- genome: little-endian int16 per layer; costs: little-endian float64 in the order of meta 'costs', the objectives
+-- first; null, with the reason in error, where the evaluation failed. generation and position: where the search asked
+-- for it, null until the generation ended and for evaluations outside generations. seed: null where costs are tables.
 CREATE TABLE evaluation (
-    id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, genome BLOB NOT NULL UNIQUE, costs BLOB NOT NULL,
-    violation REAL NOT NULL);
+    id INTEGER PRIMARY KEY, generation INTEGER, position INTEGER, genome BLOB NOT NULL, fidelity REAL NOT NULL,
+    seed INTEGER, status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), costs BLOB, violation REAL,
+    seconds REAL NOT NULL, ended REAL NOT NULL, error TEXT, UNIQUE (genome, fidelity));
 CREATE TABLE generation (number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL);
 CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 0), generation INTEGER NOT NULL, json TEXT NOT NULL);
 """
 
 
+_KEEP = """INSERT INTO evaluation
+    (generation, position, genome, fidelity, seed, status, costs, violation, seconds, ended, error)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# What was kept before its generation ended, or in an earlier step of the search, is not written twice.
+_PLACE = """ ON CONFLICT (genome, fidelity) DO UPDATE
+    SET generation = excluded.generation, position = excluded.position WHERE generation IS NULL"""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """One evaluation of a genome (layers,): its costs (k,), None with the error where it failed."""
+
+    genome: Genomes
+    costs: FloatArray | None
+    violation: float | None
+    fidelity: float = 1.0
+    seed: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
 @dataclass(frozen=True)
 class History:
-    """What a journal holds: (genomes, costs) of each generation, and the state after the last."""
+    """What a journal holds: (genomes, costs) of each generation without what failed, and the state after the last."""
 
     batches: list[tuple[Genomes, FloatArray]]
     state: Mapping[str, Any] | None
@@ -112,9 +138,9 @@ class Study:
 
     def discard(self) -> None:
         """Closes the run and removes it where it holds no evaluation, so that its directory can be used again."""
-        (generations,) = self._connection.execute("SELECT count(*) FROM generation").fetchone()
+        (evaluations,) = self._connection.execute("SELECT count(*) FROM evaluation").fetchone()
         self.close()
-        if generations:
+        if evaluations:
             return
         for name in (JOURNAL, _LOCK):
             (self.directory / name).unlink(missing_ok=True)
@@ -139,6 +165,12 @@ class Study:
                 "resume with the settings it was started with, or choose another directory"
             )
 
+    def bind_problem(self, problem: Problem) -> None:
+        """Stores what the columns of costs are, or checks that they are what the run was started with."""
+        names = [name for name, _ in problem.distinct]
+        units = [o.unit for o in problem.objectives] + [""] * (len(names) - len(problem.objectives))
+        self.bind("costs", {"names": names, "units": units, "objectives": len(problem.objectives)})
+
     def recall(self, key: str) -> Any:
         """A JSON value stored by `bind` or `remember`; None where there is none."""
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -149,6 +181,25 @@ class Study:
         with _writing(self.directory), self._connection as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
+    def keep(self, evaluation: Evaluation) -> None:
+        """Writes one evaluation, in a transaction of its own."""
+        with _writing(self.directory), self._connection as connection:
+            connection.execute(_KEEP, _row(evaluation))
+
+    def known(self, fidelity: float = 1.0) -> dict[bytes, FloatArray]:
+        """Costs (k,) of all evaluations at a fidelity by the bytes of the int64 genome; NaN where they failed."""
+        rows = self._connection.execute(
+            "SELECT genome, costs FROM evaluation WHERE fidelity = ?", (fidelity,)
+        ).fetchall()
+        names = self.recall("costs")
+        failed = np.full(len(names["names"]) if names else 0, np.nan)
+        return {
+            np.frombuffer(genome, "<i2").astype(np.int64).tobytes(): failed
+            if costs is None
+            else np.frombuffer(costs, "<f8").astype(np.float64)
+            for genome, costs in rows
+        }
+
     def record(
         self,
         generation: int,
@@ -156,33 +207,63 @@ class Study:
         costs: FloatArray,
         violations: FloatArray,
         state: Mapping[str, Any],
+        *,
+        seconds: float = 0.0,
     ) -> None:
-        """Writes one generation in one transaction: genomes (n, layers), costs (n, k), violations (n,)."""
+        """Writes one generation in one transaction: genomes (n, layers), costs (n, k), violations (n,).
+
+        Rows of costs that are not finite are evaluations that failed. Evaluations that `keep` wrote before get their
+        place in the generation. seconds: what the evaluations that it did not write took together.
+        """
+        failed = [not np.isfinite(row).all() for row in costs]
+        share = seconds / max(len(genomes), 1)
         with _writing(self.directory), self._connection as connection:
-            first = connection.execute("SELECT coalesce(max(id) + 1, 0) FROM evaluation").fetchone()[0]
+            ended = time.time()
             connection.executemany(
-                "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?)",
+                _KEEP + _PLACE,
                 [
-                    (first + i, generation, genome.tobytes(), cost.tobytes(), violation)
-                    for i, (genome, cost, violation) in enumerate(
-                        zip(genomes.astype("<i2"), costs.astype("<f8"), violations.tolist(), strict=True)
+                    (
+                        generation,
+                        i,
+                        genome.tobytes(),
+                        1.0,
+                        None,
+                        "failed" if bad else "ok",
+                        None if bad else cost.tobytes(),
+                        None if bad else violation,
+                        share,
+                        ended,
+                        "the costs are not finite" if bad else None,
+                    )
+                    for i, (genome, cost, violation, bad) in enumerate(
+                        zip(
+                            genomes.astype("<i2"),
+                            costs.astype("<f8"),
+                            violations.tolist(),
+                            failed,
+                            strict=True,
+                        )
                     )
                 ],
             )
-            connection.execute("INSERT INTO generation VALUES (?, ?)", (generation, len(genomes)))
+            count = connection.execute(
+                "SELECT count(*) FROM evaluation WHERE generation = ?", (generation,)
+            ).fetchone()[0]
+            connection.execute("INSERT INTO generation VALUES (?, ?)", (generation, count))
             connection.execute(
                 "INSERT OR REPLACE INTO state VALUES (0, ?, ?)", (generation, json.dumps(state))
             )
 
     def history(self) -> History:
-        """Everything evaluated so far. Raises DataError where the journal contradicts itself."""
+        """Every generation so far. Raises DataError where the journal contradicts itself."""
         journal = self.directory / JOURNAL
         try:
             sizes = self._connection.execute(
                 "SELECT number, evaluations FROM generation ORDER BY number"
             ).fetchall()
             rows = self._connection.execute(
-                "SELECT generation, genome, costs FROM evaluation ORDER BY id"
+                "SELECT generation, genome, costs FROM evaluation WHERE generation IS NOT NULL "
+                "ORDER BY generation, position"
             ).fetchall()
             state = self._connection.execute("SELECT generation, json FROM state").fetchone()
         except sqlite3.DatabaseError as error:
@@ -191,15 +272,19 @@ class Study:
         ended = sizes[-1][0] if sizes else None
         if [row[0] for row in rows] != expected or (state[0] if state else None) != ended:
             raise _damaged(journal, "its evaluations and generations do not match")
-        if not rows:
+        if not sizes:
             return History([], None)
-        if len({(len(row[1]), len(row[2])) for row in rows}) > 1:
+        good = [row for row in rows if row[2] is not None]
+        widths = {(len(row[1]) // 2, len(row[2]) // 8) for row in good}
+        if len(widths) > 1:
             raise _damaged(journal, "its genomes differ in length")
-        genomes = np.array([np.frombuffer(row[1], "<i2") for row in rows], dtype=np.int64)
-        costs = np.array([np.frombuffer(row[2], "<f8") for row in rows], dtype=np.float64)
-        ends = np.cumsum([count for _, count in sizes])[:-1]
-        batches = list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True))
-        return History(batches, json.loads(state[1]))
+        layers, k = next(iter(widths), (0, 0))
+        genomes = np.array([np.frombuffer(row[1], "<i2") for row in good], dtype=np.int64).reshape(-1, layers)
+        costs = np.array([np.frombuffer(row[2], "<f8") for row in good], dtype=np.float64).reshape(-1, k)
+        ends = np.searchsorted([row[0] for row in good], [number for number, _ in sizes], side="right")[:-1]
+        return History(
+            list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True)), json.loads(state[1])
+        )
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, whole or not at all. Raises OutputError where that fails."""
@@ -215,6 +300,23 @@ class Study:
             raise OutputError(
                 f"cannot write {target}: {error.strerror}; the journal can be resumed"
             ) from None
+
+
+def _row(evaluation: Evaluation) -> tuple[Any, ...]:
+    costs = evaluation.costs
+    return (
+        None,
+        None,
+        evaluation.genome.astype("<i2").tobytes(),
+        evaluation.fidelity,
+        evaluation.seed,
+        "failed" if costs is None else "ok",
+        None if costs is None else costs.astype("<f8").tobytes(),
+        evaluation.violation,
+        evaluation.seconds,
+        time.time(),
+        evaluation.error,
+    )
 
 
 @contextmanager
@@ -252,24 +354,14 @@ def _connect(journal: Path) -> sqlite3.Connection:
     """The journal, created where it is absent or empty, checked where it is not."""
     connection = sqlite3.connect(journal)
     try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == 0 and tables == 0:
             connection.execute("PRAGMA journal_mode = WAL")
             pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
             connection.executescript(f"BEGIN; {pragmas} {_SCHEMA} COMMIT;")
-        elif application != _APPLICATION_ID:
-            raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
-        elif version != _VERSION:
-            raise DataError(
-                f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
-                "was written with, or choose another directory"
-            )
         else:
-            report = connection.execute("PRAGMA quick_check").fetchone()[0]
-            if report != "ok":
-                raise _damaged(journal, report)
+            check_journal(connection, journal)
         connection.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.OperationalError as error:
         connection.close()
@@ -281,6 +373,22 @@ def _connect(journal: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_journal(connection: sqlite3.Connection, journal: Path) -> None:
+    """Raises DataError where a database is not a whole search journal of this version."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION_ID:
+        raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
+    if version != _VERSION:
+        raise DataError(
+            f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
+            "was written with, or choose another directory"
+        )
+    (report,) = connection.execute("PRAGMA quick_check").fetchone()
+    if report != "ok":
+        raise _damaged(journal, report)
 
 
 def _damaged(journal: Path, reason: str) -> DataError:

@@ -31,7 +31,13 @@ run(Path(sys.argv[1]), resume=sys.argv[2] == "resume", dawdle=float(sys.argv[3])
 
 
 def run(
-    directory: Path, *, resume: bool = False, dawdle: float = 0.0, stop_at: int = 0, seed: int = 0
+    directory: Path,
+    *,
+    resume: bool = False,
+    dawdle: float = 0.0,
+    stop_at: int = 0,
+    seed: int = 0,
+    generations: int = 30,
 ) -> SearchResult:
     def on_generation(progress: Progress) -> None:
         print(progress.generation, flush=True)
@@ -42,14 +48,22 @@ def run(
     problem = random_problem(3, space=hybrid(14), tightness=0.3)
     with Study.open(directory, settings=SETTINGS, resume=resume) as study:
         return search(
-            problem, seed=seed, population=40, generations=30, study=study, on_generation=on_generation
+            problem,
+            seed=seed,
+            population=40,
+            generations=generations,
+            study=study,
+            on_generation=on_generation,
         )
 
 
 def journal(directory: Path) -> list[Any]:
     with sqlite3.connect(directory / JOURNAL) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        rows = connection.execute("SELECT * FROM evaluation ORDER BY id").fetchall()
+        rows = connection.execute(
+            "SELECT id, generation, position, genome, fidelity, seed, status, costs, violation, error "
+            "FROM evaluation ORDER BY id"
+        ).fetchall()
         return [*rows, *connection.execute("SELECT * FROM state").fetchall()]
 
 
@@ -95,6 +109,16 @@ def test_interrupted_and_resumed_is_identical(uninterrupted: Path, tmp_path: Pat
         read_result(directory)
     run(directory, resume=True)
     assert_same(directory, uninterrupted)
+
+
+def test_more_generations_go_on_as_if_asked_for_at_first(uninterrupted: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(directory, generations=13)
+    assert read_result(directory)["generations"] == 13
+    run(directory, resume=True)
+    assert_same(directory, uninterrupted)
+    with pytest.raises(InputError, match="holds 30 generations: ask for at least as many, not 29"):
+        run(directory, resume=True, generations=29)
 
 
 def test_a_finished_run_gives_its_result_at_once(uninterrupted: Path) -> None:
