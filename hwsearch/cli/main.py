@@ -23,6 +23,7 @@ _COMMANDS = {
     "evaluate": "Errors of a cost model on measurements it was not fitted on.",
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
+    "study": "What a run has found so far: front, convergence, plots, tables.",
     "export": "Write an architecture of a search as JSON.",
     "spaces": "Search spaces that ship with the package, and their sizes.",
     "schema": "Print the JSON Schema of architecture or space files.",

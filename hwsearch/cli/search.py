@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,9 +142,18 @@ def _run(task: SearchTask, study: Study, *, population: int, generations: int, s
     with progress() as bar:
         row = bar.add_task("searching", total=generations, status="")
 
+        started = time.perf_counter()
+        before: list[int] = []
+
         def advance(at: Progress) -> None:
-            best = "none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"
-            bar.update(row, completed=at.generation, status=f"{best}, {at.evaluations} evaluated")
+            before.append(at.evaluations)
+            rate = (at.evaluations - before[0]) / (time.perf_counter() - started)
+            parts = ["none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"]
+            if at.gap is not None:
+                parts.append(f"gap {at.gap:.2%}")
+            parts.append(f"hypervolume {at.hypervolume:.4g}")
+            parts.append(f"{at.evaluations} evaluated" + (f", {rate:,.0f}/s" if rate else ""))
+            bar.update(row, completed=at.generation, status=", ".join(parts))
 
         return search(
             task.problem,

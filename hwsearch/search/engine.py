@@ -113,7 +113,7 @@ def search(
     evaluate = evaluate or problem.costs
     if study:
         study.bind("engine", engine)
-        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
+        study.bind_problem(problem)
     narrowed = pruned(problem)
     exact = _exact(narrowed, study, asked=problem) if problem.tabulated else None
     evolution = Evolution(narrowed, population=population, seed=seed)

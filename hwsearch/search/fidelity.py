@@ -99,7 +99,7 @@ def fidelity_search(
         )
     if study:
         study.bind("engine", {"solver": "fidelity", "batch": batch, "halving": halving, "seed": seed})
-        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
+        study.bind_problem(problem)
     run = _Run(pruned(problem), cost, seed, executor, study)
     number = spent = 0
     while spent < evaluations:

@@ -25,9 +25,10 @@ from typing import Any, Self
 import numpy as np
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.problem import Problem
 from hwsearch.search.space import FloatArray, Genomes
 
-__all__ = ["JOURNAL", "RESULT", "Evaluation", "History", "Study", "read_result"]
+__all__ = ["JOURNAL", "RESULT", "Evaluation", "History", "Study", "check_journal", "read_result"]
 
 JOURNAL = "journal.sqlite"
 RESULT = "result.json"
@@ -163,6 +164,12 @@ class Study:
                 f"{self.directory} was started with {path} = {before}, not {now}: "
                 "resume with the settings it was started with, or choose another directory"
             )
+
+    def bind_problem(self, problem: Problem) -> None:
+        """Stores what the columns of costs are, or checks that they are what the run was started with."""
+        names = [name for name, _ in problem.distinct]
+        units = [o.unit for o in problem.objectives] + [""] * (len(names) - len(problem.objectives))
+        self.bind("costs", {"names": names, "units": units, "objectives": len(problem.objectives)})
 
     def recall(self, key: str) -> Any:
         """A JSON value stored by `bind` or `remember`; None where there is none."""
@@ -347,24 +354,14 @@ def _connect(journal: Path) -> sqlite3.Connection:
     """The journal, created where it is absent or empty, checked where it is not."""
     connection = sqlite3.connect(journal)
     try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == 0 and tables == 0:
             connection.execute("PRAGMA journal_mode = WAL")
             pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
             connection.executescript(f"BEGIN; {pragmas} {_SCHEMA} COMMIT;")
-        elif application != _APPLICATION_ID:
-            raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
-        elif version != _VERSION:
-            raise DataError(
-                f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
-                "was written with, or choose another directory"
-            )
         else:
-            report = connection.execute("PRAGMA quick_check").fetchone()[0]
-            if report != "ok":
-                raise _damaged(journal, report)
+            check_journal(connection, journal)
         connection.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.OperationalError as error:
         connection.close()
@@ -376,6 +373,22 @@ def _connect(journal: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_journal(connection: sqlite3.Connection, journal: Path) -> None:
+    """Raises DataError where a database is not a whole search journal of this version."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION_ID:
+        raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
+    if version != _VERSION:
+        raise DataError(
+            f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
+            "was written with, or choose another directory"
+        )
+    (report,) = connection.execute("PRAGMA quick_check").fetchone()
+    if report != "ok":
+        raise _damaged(journal, report)
 
 
 def _damaged(journal: Path, reason: str) -> DataError:

@@ -78,7 +78,7 @@ def test_evaluations_are_shared_with_the_journal(tmp_path: Path) -> None:
     assert fastest is not None
     start = np.array(fastest.genome)
     with InlineExecutor() as inline, Study.open(tmp_path / "run", settings={}) as study:
-        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
+        study.bind_problem(problem)
         first = Evaluator(problem, seed=0, executor=inline, study=study)
         one = beam_search(problem, start=start, choices=[0], steps=2, evaluate=first)
         again = Evaluator(problem, seed=0, executor=inline, study=study)

@@ -178,7 +178,7 @@ def test_equal_genomes_are_measured_once_and_seeds_differ(tmp_path: Path) -> Non
     problem = problem_with(Measured(loss, fidelities=(0.5, 1.0)))
     genome = problem.space.sample(1, rng=np.random.default_rng(0))
     with Study.open(tmp_path / "run", settings={}) as study:
-        study.bind("costs", {"names": [name for name, _ in problem.distinct]})
+        study.bind_problem(problem)
         with InlineExecutor() as inline:
             for fidelity, expected in ((1.0, 1), (0.5, 1)):
                 evaluator = Evaluator(problem, seed=1, executor=inline, study=study, fidelity=fidelity)
