@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import DataError, InputError
+from hwsearch.search.database import JOURNAL, check_journal
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.pareto import Archive
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
-from hwsearch.search.study import JOURNAL, check_journal
 
 __all__ = ["Journal", "Step", "read_journal"]
 
