@@ -129,7 +129,7 @@ def test_three_objectives_reach_all_ends_of_the_front() -> None:
     problem = Problem(space, objectives=tuple(Objective(f"o{i}", cost=c) for i, c in enumerate(hidden)))
     evolution = Evolution(problem, population=60, seed=0)
     seen: list[Genomes] = []
-    for _ in range(40):
+    for _ in range(16):
         seen.append(evolution.ask())
         evolution.tell(seen[-1], problem.costs(seen[-1]))
     front: FloatArray = evolution.archive.objectives
