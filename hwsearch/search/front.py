@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsearch.errors import InputError
-from hwsearch.search.exact import minimise
+from hwsearch.search.exact import ExactResult, minimise
 from hwsearch.search.problem import Budget, Cost, Objective, Problem
 from hwsearch.search.space import FloatArray, Genomes
 
@@ -27,13 +27,12 @@ _TIME_LIMIT_S = 300.0
 class ExactFront:
     """Genomes (f, layers) and objectives (f, m), sorted by the first objective.
 
-    complete: every point of the front is there, and each is proven. bound: no architecture within the budgets has
-    a first objective below it.
+    complete: every point of the front is there, and each is proven. best: the first point's proof.
     """
 
     genomes: Genomes
     objectives: FloatArray
-    bound: float
+    best: ExactResult
     complete: bool
 
 
@@ -53,14 +52,14 @@ def exact_front(problem: Problem, *, time_limit_s: float = _TIME_LIMIT_S) -> Exa
     genomes: list[tuple[int, ...]] = []
     points: list[list[float]] = []
     complete = True
-    bound = np.inf
+    first: ExactResult | None = None
     below: tuple[Budget, ...] = ()
     while True:
         best = minimise(problem.space, objectives[0].cost, (*problem.budgets, *below))
         if best is None:
             break
         complete &= best.proven
-        bound = min(bound, best.bound)
+        first = first or best
         if best.genome is None or best.value is None:
             complete = False
             break
@@ -78,21 +77,12 @@ def exact_front(problem: Problem, *, time_limit_s: float = _TIME_LIMIT_S) -> Exa
         if time.monotonic() > deadline:
             complete = False
             break
-    if not points:
-        return (
-            None
-            if complete
-            else ExactFront(
-                genomes=np.empty((0, problem.space.num_layers), dtype=np.int64),
-                objectives=np.empty((0, len(objectives))),
-                bound=bound,
-                complete=False,
-            )
-        )
+    if first is None:
+        return None
     return ExactFront(
-        genomes=np.array(genomes, dtype=np.int64),
-        objectives=np.array(points),
-        bound=bound,
+        genomes=np.array(genomes, dtype=np.int64).reshape(-1, problem.space.num_layers),
+        objectives=np.array(points).reshape(-1, len(objectives)),
+        best=first,
         complete=complete,
     )
 

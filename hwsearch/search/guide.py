@@ -4,7 +4,8 @@ Each refit gives tables (`learned`). Under the budgets these are minimised exact
 within a trust radius of the best genome known (a bound on the number of layers that differ), and, where a few layers
 dominate, once for each of the likely values of these, so that a basin that looks poor on average is still looked
 into. The rest of a guided generation are draws from the posterior, each minimised at the prices of the budgets
-(Thompson sampling). With several objectives a short evolution on the models spreads along the predicted front.
+(Thompson sampling). With several objectives the first is also minimised at levels of the others, and a short
+evolution on the models spreads along the predicted front.
 
 A model that does not predict evaluations it was not fitted on proposes nothing: the evolution goes on alone.
 """
@@ -12,7 +13,7 @@ A model that does not predict evaluations it was not fitted on proposes nothing:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = ["Guide", "conditioned"]
 
 _TRUSTED = 0.3  # share of variance explained below which a model is not asked
 _CERTAIN = 1 - 1e-9
+_EXACT = 3e-4  # root mean square error, as a share of the spread, at which a model is not fitted again
 _ROWS = 1500  # evaluations that a model is fitted to: half of them the best, half the latest
 _GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 10.0}  # evaluations between refits, as a factor
 _PATIENT = 1000  # below so many evaluations every generation is a refit unless evaluations are free
@@ -36,6 +38,7 @@ _ADAPT = 400  # below so many evaluations every refit adapts the prior, above ev
 _HUB = 0.08  # share of some cost's variance that makes a layer dominate
 _HUBS, _STRATA = 2, 6
 _RADIUS = 8
+_LEVELS = 4  # of another objective at which the first is minimised
 _LABELS = 2000
 _JITTER = 0.15
 
@@ -67,6 +70,8 @@ class Guide:
         self._fitted_at = 0
         self._selected_at = 0
         self._hubs: tuple[int, ...] = ()
+        self._models: dict[int, Model] = {}
+        self._models_at: dict[int, int] = {}  # evaluations at the last fit
         self.trust = 0.0
 
     @property
@@ -117,9 +122,12 @@ class Guide:
             centre = genomes[inside[0]] if len(inside) else None
             for radius in (None,) if self.tier == "free" else (None, _RADIUS):
                 if radius is None or centre is not None:
-                    drafts, priced = self._best(models, stratum, centre if radius else None)
+                    drafts, priced = self._best(models, stratum, near=centre if radius else None)
                     prices = prices or priced
                     take(drafts, max(share // (2 * len(strata)), 1))
+        if several:
+            for drafts in self._along(models, strata, costs[order[: len(order) // 2 + 1]], rng):
+                take(drafts, max(share // (2 * _LEVELS), 1))
         if self.tier == "free":
             return self._valid(found)
         if several:
@@ -135,33 +143,51 @@ class Guide:
         return proposed[self.problem.space.valid(proposed)]
 
     def _fit(self, genomes: Genomes, costs: FloatArray) -> list[Model]:
+        """A model of every cost. One that predicts all that came since its fit is kept as it is."""
         evaluations = len(genomes)
-        rows = np.arange(evaluations)
-        most = self.first_fit if self.tier == "free" else _ROWS
-        if evaluations > most:
-            violations = self.problem.violations(costs)
-            best = np.lexsort((costs[:, self.problem.objective_columns[0]], violations))[: most // 2]
-            rows = np.union1d(best, rows[-(most - most // 2) :])
-        genomes, costs = genomes[rows], costs[rows]
+        rows = self._rows(costs)
         if self.tier == "free":
             self._fitted_at = evaluations
-            return additive_models(genomes, costs, num_choices=self.rules.num_choices)
+            return additive_models(genomes[rows], costs[rows], num_choices=self.rules.num_choices)
         select = evaluations >= _SELECT * self._selected_at
         if select:
             self._selected_at = evaluations
-            self._hubs = self._dominating(genomes, costs)
+            self._hubs = self._dominating(genomes[rows], costs[rows])
         adapt = self._fits == 0 or evaluations <= _ADAPT or self._fits % 4 == 0
         self._fits += 1
         self._fitted_at = evaluations
-        models = []
-        for i in range(costs.shape[1]):
-            if i in self._known:
-                models.append(Model(tables=self._known[i]))
-            else:
-                models.append(
-                    self._learners[i].fit(genomes, costs[:, i], hubs=self._hubs, select=select, adapt=adapt)
+        for i, learner in self._learners.items():
+            if i in self._models_at and i not in self._models:
+                before = self._rows(costs[: self._models_at[i]])
+                self._models[i] = learner.again(genomes[before], costs[before, i])
+            if i not in self._models or not self._holds(i, genomes, costs[:, i]):
+                values = costs[rows, i]
+                self._models[i] = learner.fit(
+                    genomes[rows], values, hubs=self._hubs, select=select, adapt=adapt
                 )
-        return models
+                self._models_at[i] = evaluations
+        return [
+            Model(tables=self._known[i]) if i in self._known else self._models[i]
+            for i in range(costs.shape[1])
+        ]
+
+    def _rows(self, costs: FloatArray) -> Genomes:
+        """Which evaluations (e, k) a model is fitted to."""
+        rows = np.arange(len(costs))
+        most = self.first_fit if self.tier == "free" else _ROWS
+        if len(costs) <= most:
+            return rows
+        violations = self.problem.violations(costs)
+        best = np.lexsort((costs[:, self.problem.objective_columns[0]], violations))[: most // 2]
+        return np.union1d(best, rows[-(most - most // 2) :])
+
+    def _holds(self, column: int, genomes: Genomes, values: FloatArray) -> bool:
+        """Whether the model of a cost predicts what was evaluated since its fit."""
+        since = self._models_at[column]
+        if since >= len(values):
+            return True
+        missed = self._models[column].predict(genomes[since:]) - values[since:]
+        return bool(np.sqrt(np.mean(missed**2)) <= _EXACT * np.std(values))
 
     def _dominating(self, genomes: Genomes, costs: FloatArray) -> tuple[int, ...]:
         """The few layers that account for most of some cost, the most important first."""
@@ -192,19 +218,42 @@ class Guide:
             for budget, column in zip(self.problem.budgets, self.problem.budget_columns, strict=True)
         ]
 
+    def _along(
+        self, models: list[Model], strata: list[dict[int, int]], costs: FloatArray, rng: np.random.Generator
+    ) -> Iterator[Genomes]:
+        """The ends of the front but the first, and the best first objective at levels of the others seen so far."""
+        others = self.problem.objective_columns[1:]
+        for column in others:
+            yield self._best(models, strata[int(rng.integers(len(strata)))], first=column)[0]
+        for _ in range(_LEVELS):
+            column = others[int(rng.integers(len(others)))]
+            level = models[column].bound(float(costs[int(rng.integers(len(costs))), column]))
+            stratum = strata[int(rng.integers(len(strata)))]
+            yield self._best(models, stratum, level=(column, level))[0]
+
     def _best(
-        self, models: list[Model], stratum: Mapping[int, int], centre: Genomes | None
+        self,
+        models: list[Model],
+        stratum: Mapping[int, int],
+        *,
+        first: int | None = None,
+        near: Genomes | None = None,
+        level: tuple[int, float] | None = None,
     ) -> tuple[Genomes, tuple[FloatArray, BoolArray] | None]:
-        """The cheapest genomes by the models in a stratum, near `centre` if there is one; and the prices there."""
-        first = self.problem.objective_columns[0]
-        bounds = self._bounds(models)
-        tables = [conditioned(models[i].tables, stratum) for i in (first, *(column for column, _ in bounds))]
+        """The cheapest genomes by the models in a stratum, and the prices of the budgets there.
+
+        first: the column to minimise, by default that of the first objective. near: a genome that they may differ
+        from in a few layers. level: a column and one more bound on its tables.
+        """
+        column = self.problem.objective_columns[0] if first is None else first
+        bounds = self._bounds(models) + ([] if level is None else [level])
+        tables = [conditioned(models[i].tables, stratum) for i in (column, *(i for i, _ in bounds))]
         if not all(is_chain(table) for table in tables):
             return np.empty((0, self.rules.space.num_layers), dtype=np.int64), None
         at_most = [bound for _, bound in bounds]
-        if centre is not None:
+        if near is not None:
             differs = np.ones(self.rules.allowed.shape)
-            differs[np.arange(len(centre)), centre] = 0.0
+            differs[np.arange(len(near)), near] = 0.0
             tables.append(Additive(differs))
             at_most.append(float(_RADIUS))
         space = self.problem.space
@@ -222,7 +271,8 @@ class Guide:
             labels=_LABELS,
             closed=self._closed(stratum),
         )
-        if centre is not None or paths.prices is None or paths.closed is None:
+        plain = first is None and near is None and level is None
+        if not plain or paths.prices is None or paths.closed is None:
             return paths.genomes, None
         return paths.genomes, (paths.prices, paths.closed)
 
@@ -278,6 +328,7 @@ class Guide:
             "selected_at": self._selected_at,
             "hubs": list(self._hubs),
             "trust": self.trust,
+            "models_at": {str(i): at for i, at in self._models_at.items()},
             "learners": {str(i): learner.state() for i, learner in self._learners.items()},
         }
 
@@ -287,6 +338,7 @@ class Guide:
         self._selected_at = state["selected_at"]
         self._hubs = tuple(state["hubs"])
         self.trust = state["trust"]
+        self._models_at = {int(i): at for i, at in state["models_at"].items()}
         for key, learner in state["learners"].items():
             self._learners[int(key)].restore(learner)
 

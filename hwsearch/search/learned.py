@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve
@@ -75,6 +75,27 @@ class _Prior:
         """Standard deviation of every indicator."""
         return np.concatenate(
             (np.repeat(self.layer_sd, num_choices), np.repeat(self.pair_sd, num_choices**2))
+        )
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        arrays = {"pairs": self.pairs, "layer_sd": self.layer_sd, "pair_sd": self.pair_sd}
+        return {
+            "form": self.form,
+            "log": self.log,
+            "noise": self.noise,
+            **{key: array.tolist() for key, array in arrays.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            form=state["form"],
+            log=state["log"],
+            noise=state["noise"],
+            pairs=np.array(state["pairs"], dtype=np.int64).reshape(-1, 2),
+            layer_sd=np.array(state["layer_sd"]),
+            pair_sd=np.array(state["pair_sd"]),
         )
 
 
@@ -148,7 +169,8 @@ class Learner:
 
     def __init__(self, allowed: BoolArray) -> None:
         self.allowed = allowed
-        self._prior: _Prior | None = None
+        self._prior: _Prior | None = None  # for the next fit
+        self._fitted: _Prior | None = None  # of the last one
         self._trust = 0.0
 
     def fit(
@@ -165,10 +187,19 @@ class Learner:
         if self._prior.log and values.min() <= 0:
             self._prior = replace(self._prior, log=False)
         posterior, inverse = self._solve(self._prior, genomes, values, invert=adapt)
+        self._fitted = self._prior
         if inverse is not None:
             self._trust = 1.0 - _left_out(posterior, inverse)
             self._prior = self._adapted(self._prior, posterior, inverse)
-        return Model(tables=posterior.mean(), log=self._prior.log, trust=self._trust, posterior=posterior)
+        return self._model(posterior)
+
+    def again(self, genomes: Genomes, values: FloatArray) -> Model:
+        """The model of the last fit, from the same evaluations, after `restore`."""
+        assert self._fitted is not None
+        return self._model(self._solve(self._fitted, genomes, values, invert=False)[0])
+
+    def _model(self, posterior: _Posterior) -> Model:
+        return Model(tables=posterior.mean(), log=posterior.prior.log, trust=self._trust, posterior=posterior)
 
     def shares(self, genomes: Genomes, values: FloatArray) -> FloatArray:
         """How much of the variance each layer accounts for by itself, (L,), in a plain additive fit."""
@@ -278,33 +309,17 @@ class Learner:
         return replace(prior, layer_sd=rounded[0], pair_sd=rounded[1])
 
     def state(self) -> dict[str, Any] | None:
-        """The prior as JSON; None before the first fit."""
-        prior = self._prior
-        if prior is None:
+        """What was learnt beside the evaluations, as JSON; None before the first fit."""
+        if self._prior is None or self._fitted is None:
             return None
-        return {
-            "form": prior.form,
-            "log": prior.log,
-            "noise": prior.noise,
-            "pairs": prior.pairs.tolist(),
-            "layer_sd": prior.layer_sd.tolist(),
-            "pair_sd": prior.pair_sd.tolist(),
-            "trust": self._trust,
-        }
+        return {"trust": self._trust, "next": self._prior.state(), "fitted": self._fitted.state()}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Takes over what `state` gave."""
         if state is None:
             return
         self._trust = float(state["trust"])
-        self._prior = _Prior(
-            form=state["form"],
-            log=state["log"],
-            noise=state["noise"],
-            pairs=np.array(state["pairs"], dtype=np.int64).reshape(-1, 2),
-            layer_sd=np.array(state["layer_sd"]),
-            pair_sd=np.array(state["pair_sd"]),
-        )
+        self._prior, self._fitted = _Prior.from_state(state["next"]), _Prior.from_state(state["fitted"])
 
     @property
     def form(self) -> str | None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from hwsearch.errors import InfeasibleError, InputError
+from hwsearch.search.database import JOURNAL
 from hwsearch.search.engine import search
 from hwsearch.search.evaluation import Measured
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import InlineExecutor, ProcessExecutor
 from hwsearch.search.fidelity import FidelityResult, Round, fidelity_search
 from hwsearch.search.problem import Additive, Problem
-from hwsearch.search.study import JOURNAL, Study
+from hwsearch.search.study import Study
 from tests.search.slow_objective import _TABLE, fragile_loss, loss, problem_with
 
 FIDELITIES = (0.2, 0.5, 1.0)

@@ -45,8 +45,8 @@ def test_the_logarithm_of_a_product_is_additive() -> None:
     learner, predicted, true = learn(lambda g: np.exp(3 * parts(g)), 80)
     state = learner.state()
     assert state is not None
-    assert state["form"] == "layers"
-    assert state["log"]
+    assert state["fitted"]["form"] == "layers"
+    assert state["fitted"]["log"]
     assert unexplained(predicted, true) < 1e-4
 
 
