@@ -84,6 +84,14 @@ class _Hybrid(PreTrainedModel):
         if isinstance(module, Mixer):
             module.reset_parameters()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: for custom code transformers passes over modules without parameters of their own, mixers among them.
+
+        It does so because such code may overwrite what was loaded; ours spares it.
+        """
+        return False
+
     def set_backend(self, backend: Backend) -> None:
         """Ask every mixer for this backend of its kernels; one that a mixer does not have fails in the forward."""
         for module in self.modules():
