@@ -6,6 +6,7 @@ head, as in Qwen and Llama. Importing this module registers the classes with Aut
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,17 @@ class _Hybrid(PreTrainedModel):
         """
         return False
 
-    def set_backend(self, backend: Backend) -> None:
-        """Ask every mixer for this backend of its kernels; one that a mixer does not have fails in the forward."""
+    def set_backend(self, backend: Backend, *, layers: Iterable[int] | None = None) -> None:
+        """Ask the mixers of some layers (None: all) for this backend of their kernels.
+
+        A mixer that does not have it fails in its forward; softmax attention has torch and reference.
+        """
+        wanted = None if layers is None else frozenset(layers)
         for module in self.modules():
-            if isinstance(module, Mixer):
-                module.backend = backend
+            if isinstance(module, HybridModel):
+                for index, mixer in enumerate(module.mixers):
+                    if mixer is not None and (wanted is None or index in wanted):
+                        mixer.backend = backend
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """As in transformers, and beside the weights the module through which AutoModel finds these classes."""
