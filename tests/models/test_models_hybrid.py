@@ -74,6 +74,7 @@ def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: H
     padded = tiny.logits(model, ids, attention_mask=mask, use_cache=False)
     alone = tiny.logits(model, ids[1:, :6], use_cache=False)
     assert tiny.relative_difference(padded[1, :6], alone[0]) < CLOSE
+    assert torch.equal(tiny.logits(model, ids, attention_mask=mask), padded)
     with pytest.raises(InputError, match="pad on the left"):
         model(ids, attention_mask=mask, use_cache=True)
 
