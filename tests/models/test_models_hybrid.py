@@ -25,6 +25,7 @@ STACKS: dict[str, tuple[MixerSpec, ...]] = {
     "softmax and none": (NoMixer(), tiny.FULL, NoMixer(), tiny.WINDOW),
     "sinks and sigmoid": (tiny.FULL.replace(sinks=True), tiny.WINDOW.replace(scores="sigmoid")),
     **{f"{spec.kind} and full": (spec, tiny.FULL) for spec in tiny.LINEAR},
+    **({"linear only": tiny.LINEAR[:3]} if tiny.LINEAR else {}),
     "everything": (tiny.WINDOW, *tiny.LINEAR, NoMixer(), tiny.FULL),
 }
 
@@ -73,6 +74,7 @@ def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: H
     padded = tiny.logits(model, ids, attention_mask=mask, use_cache=False)
     alone = tiny.logits(model, ids[1:, :6], use_cache=False)
     assert tiny.relative_difference(padded[1, :6], alone[0]) < CLOSE
+    assert torch.equal(tiny.logits(model, ids, attention_mask=mask), padded)
     with pytest.raises(InputError, match="pad on the left"):
         model(ids, attention_mask=mask, use_cache=True)
 
@@ -108,6 +110,26 @@ def test_generation_goes_on_from_a_cache(model: HybridForCausalLM) -> None:
     first = model.generate(ids, max_new_tokens=4, past_key_values=model.new_cache(), **options)
     more = model.generate(first.sequences, max_new_tokens=4, past_key_values=first.past_key_values, **options)
     assert torch.equal(more.sequences, model.generate(ids, max_new_tokens=8, do_sample=False))
+
+
+def test_generation_starts_from_embeddings_as_from_tokens(model: HybridForCausalLM) -> None:
+    ids = tiny.tokens(1, 6)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    embedded = model.generate(inputs_embeds=model.model.embed_tokens(ids), **options)
+    assert torch.equal(embedded, model.generate(ids, **options)[:, 6:])
+
+
+def test_backends_are_asked_of_layers_and_never_replaced() -> None:
+    model = tiny.model(tiny.FULL, NoMixer(), tiny.WINDOW)
+    ids = tiny.tokens(2, 9)
+    expected = tiny.logits(model, ids)
+    model.set_backend("reference", layers=[2])
+    assert tiny.relative_difference(tiny.logits(model, ids), expected) < CLOSE
+    mixers = model.model.mixers
+    assert [mixer and mixer.kernel_used for mixer in mixers] == ["torch", None, "reference"]
+    model.set_backend("triton")
+    with pytest.raises(InputError, match="triton"):
+        model(ids)
 
 
 def test_a_window_bounds_the_cache() -> None:
