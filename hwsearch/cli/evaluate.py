@@ -40,7 +40,7 @@ def command(*, model: str, file: Path, as_is: bool, seed: int, as_json: bool) ->
     the other 20%.
     """
     saved = cost_model_named(model)
-    rows = load_rows(file)
+    rows = load_rows(file, ceilings=saved.device)
     foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
     with working("judging" if as_is else "fitting on 80% of the rows"):
         judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed, foreign=foreign)
