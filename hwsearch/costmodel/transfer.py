@@ -2,9 +2,9 @@
 
 Candidates, each fitted on the few points: the analytic form with constants pulled towards the source's, plus all
 or nothing of what the source learned beyond its form at the same operators, with or without a residual learned on the
-rest; and a family fitted on the points alone. Cross-validation on the few points mixes the candidates by greedy
-selection (Caruana et al. 2004, "Ensemble selection from libraries of models"), and drops the source where the
-points alone do as well. Intervals are split-conformal on the mixture's cross-validated errors (Lei et al. 2018).
+rest; and a family fitted on the points alone. Cross-validation on the few points mixes the candidates, each by its
+likelihood under Laplace errors, tempered (pseudo-BMA, Yao et al. 2018, arXiv 1704.02030), and drops the source where
+the points alone do as well. Intervals are split-conformal on the mixture's cross-validated errors (Lei et al. 2018).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _ALONE = 0  # the candidate without the source; the others are (share, whether a
 _GP_SHARE = 0.75  # of a residual's mix of process and trees: what cross-validation chooses most often
 _FOLDS = 5
 _STEPS, _STEPS_NEAR = 40, 8  # of calibration; a fold's constants begin at those of all points
-_ROUNDS = 10  # of greedy selection
+_TEMPER = 8  # points' worth of likelihood: more would bet on differences that few points cannot show
+_LEAST_WEIGHT = 0.05
 _WORTH = 0.98  # of the error of the points alone must be left at most, or the source is dropped
 _FACTOR_UNMEASURED = 2.0  # interval of a family with no point at the target, at least
 
@@ -251,21 +252,17 @@ def _cross_validate(
 
 
 def _select(crossed: FloatArray, target: FloatArray) -> FloatArray:
-    """Weights (candidates,), multiples of a tenth: at every round the candidate that helps the mean most.
+    """Weights (candidates,): each candidate's likelihood of the points, tempered, small ones dropped.
 
     All on the points alone where the mixture is hardly better.
     """
-    error = crossed - target[:, None]
-    count = np.zeros(error.shape[1])
-    total = np.zeros(len(target))
-    for already in range(_ROUNDS):
-        mixed = (total[:, None] + error) / (already + 1)
-        best = int(np.argmin(np.abs(mixed).mean(axis=0)))
-        count[best] += 1
-        total += error[:, best]
-    weight = count / _ROUNDS
-    if np.abs(error @ weight).mean() > _WORTH * np.abs(error[:, _ALONE]).mean():
-        weight = np.eye(len(count))[_ALONE]
+    error = np.abs(crossed - target[:, None]).mean(axis=0)
+    weight: FloatArray = (error.min() / error) ** _TEMPER
+    weight /= weight.sum()
+    weight = np.where(weight < _LEAST_WEIGHT, 0.0, weight)
+    weight /= weight.sum()
+    if np.abs(crossed @ weight - target).mean() > _WORTH * error[_ALONE]:
+        weight = np.eye(len(weight))[_ALONE]
     return weight
 
 
