@@ -145,7 +145,7 @@ class CostModel:
         if isinstance(family, TransferredFamily):
             inside = TRANSFERRED if family.rows else UNMEASURED
             beyond = EXTRAPOLATED if family.rows else UNMEASURED
-            notes.append(f"{kind}: {family.origin} on {self.device.name}")
+            notes.append(f"{kind}: {family.origin} {self.device.name} ({self.runtime})")
         if outside.any():
             said = family.region.describe(
                 columns(kind, dims[outside]), excess[outside], size=dtype_bytes(self.dtype)

@@ -43,7 +43,7 @@ _STEPS, _STEPS_NEAR = 40, 8  # of calibration; a fold's constants begin at those
 _TEMPER = 8  # points' worth of likelihood: more would bet on differences that few points cannot show
 _LEAST_WEIGHT = 0.05
 _WORTH = 0.98  # of the error of the points alone must be left at most, or the source is dropped
-_FACTOR_UNMEASURED = 2.0  # interval of a family with no point at the target, at least
+_FACTOR_UNMEASURED = 2.0  # interval of a family with no point at the target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,16 @@ def transfer_model(
     without rows are carried over under the new ceilings, flagged as unmeasured. `measured` says where the rows
     come from. Also returns what cross-validation said of each transferred kind, which the model keeps too.
 
-    Raises InputError for a source that is itself transferred, DataError where a kind has too few rows.
+    Raises InputError for a source that is itself transferred or holds no family, DataError where a kind has too few
+    rows.
     """
     from threadpoolctl import threadpool_limits
 
+    if not source.families:
+        raise InputError(
+            f"the source model of {source.device.name} holds no measured operator ({source.runtime}): start from a "
+            "model that was fitted on measurements"
+        )
     size = dtype_bytes(source.dtype)
     families: dict[str, Family | TransferredFamily] = {}
     gates: dict[str, Gate] = {}
@@ -113,7 +119,8 @@ def transfer_model(
 def carry_family(source: Source) -> TransferredFamily:
     """The source under other ceilings, nothing measured there: its constants and all it learned.
 
-    The device to predict for is given at prediction. The interval is the source's, and at least a factor of 2.
+    The device to predict for is given at prediction. The interval is a factor of 2, and grows outside the source's
+    region.
     """
     family = source.family
     expert = Expert(weight=1.0, constants=family.constants, share=1.0)

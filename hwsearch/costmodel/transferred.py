@@ -150,10 +150,10 @@ class TransferredFamily:
 
     @property
     def origin(self) -> str:
-        """What the family rests on, in words that go before the device predicted for."""
+        """What the family rests on, in words that go before the device and runtime predicted for."""
         if self.rows:
-            return f"transferred from {self.source.label} by {self.rows} operators measured"
-        return f"transferred from {self.source.label} under other ceilings; nothing measured"
+            return f"transferred from {self.source.label} by {self.rows} operators measured on"
+        return f"carried over from {self.source.label}, nothing measured on"
 
     def predict(self, dims: NDArray[np.int64], *, device: DeviceSpec, size: int) -> FamilyPrediction:
         """Predict operators given by their dimensions (n, d); `size` is the bytes per element."""

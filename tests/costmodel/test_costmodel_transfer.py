@@ -86,7 +86,10 @@ def test_identity_and_provenance_name_target_and_source(
     gemm = operator("gemm", m=64, n=1024, k=1024)
     answer = model.predict([gemm, operator("gemm", m=64, n=2**18, k=1024)])
     assert answer.provenance.tolist() == [TRANSFERRED, EXTRAPOLATED]
-    assert f"transferred from h100-sxm (test 1.0) by {ROWS} operators measured on h200-sxm" in answer.notes[0]
+    assert (
+        f"transferred from h100-sxm (test 1.0) by {ROWS} operators measured on h200-sxm (test 2.0)"
+        in answer.notes[0]
+    )
     assert "n up to 262144" in answer.notes[1]
     near, far = np.log(answer.high_ms / answer.low_ms)
     assert far > near
@@ -102,7 +105,7 @@ def test_kinds_without_rows_are_carried_over_and_flagged(
     beyond = operator("short_conv_decode", batch=2**14, channels=2560, width=4)
     answer = model.predict([large, beyond])
     assert answer.provenance.tolist() == [UNMEASURED, UNMEASURED]
-    assert "nothing measured on h200-sxm" in answer.notes[0]
+    assert "from h100-sxm (test 1.0), nothing measured on h200-sxm (test 2.0)" in answer.notes[0]
     assert answer.median_ms[0] < fitted.predict([large]).median_ms[0]
     assert (answer.high_ms / answer.median_ms >= 2 - 1e-9).all()
 
@@ -163,6 +166,8 @@ def test_too_few_rows_and_a_transferred_source_are_refused(
         _transfer(fitted, few.take(np.arange(5)))
     with pytest.raises(InputError, match="itself transferred from h100-sxm"):
         _transfer(transferred[0], few)
+    with pytest.raises(InputError, match="holds no measured operator"):
+        _transfer(replace(fitted, families={}), few)
 
 
 @pytest.mark.shared
