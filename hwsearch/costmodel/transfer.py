@@ -4,7 +4,8 @@ Candidates, each fitted on the few points: the analytic form with constants pull
 or nothing of what the source learned beyond its form at the same operators, with or without a residual learned on the
 rest; and a family fitted on the points alone. Cross-validation on the few points mixes the candidates, each by its
 likelihood under Laplace errors, tempered (pseudo-BMA, Yao et al. 2018, arXiv 1704.02030), and drops the source where
-the points alone do as well. Intervals are split-conformal on the mixture's cross-validated errors (Lei et al. 2018).
+its gain over the points alone may be chance. Intervals are split-conformal on the mixture's cross-validated errors
+(Lei et al. 2018).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _FOLDS = 5
 _STEPS, _STEPS_NEAR = 40, 8  # of calibration; a fold's constants begin at those of all points
 _TEMPER = 8  # points' worth of likelihood: more would bet on differences that few points cannot show
 _LEAST_WEIGHT = 0.05
-_WORTH = 0.98  # of the error of the points alone must be left at most, or the source is dropped
+_WORTH = 0.02  # of the error of the points alone must be gained at least, or the source is dropped
+_SURE = 1.5  # standard errors that the gain must exceed
 _FACTOR_UNMEASURED = 2.0  # interval of a family with no point at the target
 
 
@@ -261,14 +263,16 @@ def _cross_validate(
 def _select(crossed: FloatArray, target: FloatArray) -> FloatArray:
     """Weights (candidates,): each candidate's likelihood of the points, tempered, small ones dropped.
 
-    All on the points alone where the mixture is hardly better.
+    All on the points alone where the mixture is not better by more than chance.
     """
     error = np.abs(crossed - target[:, None]).mean(axis=0)
     weight: FloatArray = (error.min() / error) ** _TEMPER
     weight /= weight.sum()
     weight = np.where(weight < _LEAST_WEIGHT, 0.0, weight)
     weight /= weight.sum()
-    if np.abs(crossed @ weight - target).mean() > _WORTH * error[_ALONE]:
+    gain = np.abs(crossed[:, _ALONE] - target) - np.abs(crossed @ weight - target)
+    chance = _SURE * float(gain.std(ddof=1)) / np.sqrt(len(gain))
+    if gain.mean() < max(chance, _WORTH * error[_ALONE]):
         weight = np.eye(len(weight))[_ALONE]
     return weight
 
