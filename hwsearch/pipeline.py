@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import numpy as np
 
 from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
+from hwsearch.costmodel.device_file import is_device_file, read_device
 from hwsearch.costmodel.devices import DEVICES, completed, device_reported_as
+from hwsearch.costmodel.evaluate import evaluate
 from hwsearch.costmodel.importers import import_tables
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.quality import refuse_too_many, suspicious
 from hwsearch.costmodel.tables import Table, tables_from_measurements
+from hwsearch.costmodel.transfer import Gate, transfer_model
 from hwsearch.errors import DataError, InputError, unknown_name
 from hwsearch.operators import Operator, dtype_bytes
 from hwsearch.profilers.store import Store
@@ -38,11 +41,13 @@ __all__ = [
     "Rows",
     "SearchTask",
     "Verdict",
+    "carry_model",
     "cost_model_named",
     "fit_rows",
     "load_rows",
     "operators_of",
     "search_task",
+    "transfer_rows",
 ]
 
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
@@ -50,12 +55,22 @@ _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def cost_model_named(name: str) -> CostModel:
-    """A cost model that ships with the package, or the one saved at a path.
+    """A cost model that ships with the package, the one saved at a path, or the roofline of a device file.
 
     Raises InputError for an unknown name and DataError for a folder that holds no whole model.
     """
     if name in builtin_models():
         return load_builtin(name)
+    if is_device_file(Path(name)):
+        device = read_device(Path(name))
+        return CostModel(
+            device=device,
+            runtime="roofline only, nothing measured",
+            dtype=device.dtype,
+            source=f"no measurement: the ceilings of {device.source}",
+            seed=0,
+            families={},
+        )
     if Path(name).exists():
         return CostModel.load(Path(name))
     if name in DEVICES:
@@ -82,12 +97,13 @@ class Rows:
     merged: Mapping[str, int]
 
 
-def load_rows(path: Path, *, unit: str = "ms") -> Rows:
+def load_rows(path: Path, *, unit: str = "ms", ceilings: DeviceSpec | None = None) -> Rows:
     """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or another tool's tables.
 
-    A folder is read whole. `unit` is that of another tool's latencies. Raises DataError for anything else, where the
-    rows come from two devices, and for bad data: rows that cannot be right are left out and counted, more than a third
-    of them, or a wrong unit, are refused.
+    A folder is read whole. `unit` is that of another tool's latencies. `ceilings` stand for those of the rows' device,
+    where it is not a built-in one or they are better known. Raises DataError for anything else, where the rows come
+    from two devices, and for bad data: rows that cannot be right are left out and counted, more than a third of them,
+    or a wrong unit, are refused.
     """
     if not path.exists():
         raise DataError(
@@ -96,7 +112,7 @@ def load_rows(path: Path, *, unit: str = "ms") -> Rows:
     stores = sorted(path.glob("*.db")) if path.is_dir() else [path] if _is_sqlite(path) else []
     if stores and unit != "ms":
         raise InputError(f"{path} is a store, whose latencies are in ms: leave --unit out")
-    return _load_stores(stores, path) if stores else _load_foreign(path, unit)
+    return _load_stores(stores, path, ceilings) if stores else _load_foreign(path, unit, ceilings)
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -107,7 +123,7 @@ def _is_sqlite(path: Path) -> bool:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _load_stores(paths: Iterable[Path], source: Path) -> Rows:
+def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | None) -> Rows:
     measurements: list[Measurement] = []
     devices: dict[str, DeviceSpec] = {}
     for path in paths:
@@ -132,9 +148,7 @@ def _load_stores(paths: Iterable[Path], source: Path) -> Rows:
         )
     first = usable[0]
     name = first.environment.device_name
-    device = devices.get(name) or device_reported_as(name)
-    if device is None:
-        raise DataError(f"{source}: the ceilings of {name!r} are not known; profile it with this hwsearch")
+    device = _device(name, source, ceilings or devices.get(name))
     merged = _merged(len(usable), tables)
     for kind, table in tables.items():
         wrong = suspicious(kind, table.dims, table.latency_ms, device=device, size=dtype_bytes(first.dtype))
@@ -160,17 +174,23 @@ def _merged(rows: int, tables: Mapping[str, Table]) -> dict[str, int]:
     return {"repeats, merged by their median": repeats} if repeats else {}
 
 
-def _load_foreign(path: Path, unit: str) -> Rows:
-    imported = import_tables(path, unit=unit)
-    device = device_reported_as(imported.device_name)
+def _device(name: str, source: Path, ceilings: DeviceSpec | None) -> DeviceSpec:
+    """Ceilings of the device that reports itself as `name`. DataError where nobody states them."""
+    if ceilings is not None:
+        return replace(ceilings, device_name=name)
+    device = device_reported_as(name)
     if device is None:
         raise DataError(
-            f"{path}: no ceilings are known for the device {imported.device_name!r}; `hwsearch devices` lists those "
-            "that are"
+            f"{source}: the ceilings of {name!r} are not known; state them in a device file (fit --device-file)"
         )
+    return device
+
+
+def _load_foreign(path: Path, unit: str, ceilings: DeviceSpec | None) -> Rows:
+    imported = import_tables(path, unit=unit, device=ceilings)
     return Rows(
         tables=imported.tables,
-        device=device,
+        device=_device(imported.device_name, path, ceilings),
         runtime=imported.runtime,
         dtype=imported.dtype,
         source=imported.source,
@@ -184,6 +204,30 @@ def fit_rows(rows: Rows, *, seed: int) -> CostModel:
     return CostModel.fit(
         rows.tables, device=rows.device, runtime=rows.runtime, dtype=rows.dtype, source=rows.source, seed=seed
     )
+
+
+def transfer_rows(rows: Rows, *, source: CostModel, seed: int) -> tuple[CostModel, dict[str, Gate]]:
+    """A cost model of few rows that starts from another device's or runtime's, with its cross-validated errors.
+
+    Also what cross-validation said of each kind that both have. Raises DataError where a kind has too few rows.
+    """
+    if rows.dtype != source.dtype:
+        raise InputError(f"the rows were measured in {rows.dtype}, the source model is for {source.dtype}")
+    model, gates = transfer_model(
+        source, rows.tables, device=rows.device, runtime=rows.runtime, measured=rows.source, seed=seed
+    )
+    strange = {kind: table for kind, table in rows.tables.items() if kind not in source.families}
+    if strange:
+        judged = evaluate(model, strange, as_is=False, seed=seed).operators
+        model = replace(model, held_out={**model.held_out, **judged})
+    return model, gates
+
+
+def carry_model(source: CostModel, *, device: DeviceSpec) -> CostModel:
+    """The source's cost model under the ceilings of a device that nothing was measured on."""
+    return transfer_model(
+        source, {}, device=device, runtime=f"{source.runtime} assumed", measured="nothing measured", seed=0
+    )[0]
 
 
 def operators_of(space: SearchSpace, workloads: Iterable[Workload]) -> list[Operator]:

@@ -52,7 +52,7 @@ def command(*, model: str, file: Path, as_is: bool, unit: str, seed: int, as_jso
     the other 20%.
     """
     saved = cost_model_named(model)
-    rows = load_rows(file, unit=unit)
+    rows = load_rows(file, unit=unit, ceilings=saved.device)
     foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
     try:
         with working("judging" if as_is else "fitting on 80% of the rows"):
@@ -90,8 +90,8 @@ def _check_origin(rows: Rows, saved: CostModel, *, file: Path, model: str, as_is
     return foreign
 
 
-def evaluation_json(judged: Evaluation, model: CostModel, rows: Rows) -> dict[str, Any]:
-    """The public keys of an evaluation; errors are in percent."""
+def evaluation_json(judged: Evaluation, model: CostModel, rows: Rows | None) -> dict[str, Any]:
+    """The public keys of an evaluation on rows, or of a model without any; errors are in percent."""
     return {
         "device": model.device.name,
         "runtime": model.runtime,
@@ -103,8 +103,8 @@ def evaluation_json(judged: Evaluation, model: CostModel, rows: Rows) -> dict[st
         },
         "worst": [_worst_json(row) for row in judged.worst],
         "notes": list(judged.notes),
-        "left_out": dict(rows.left_out),
-        "merged": dict(rows.merged),
+        "left_out": dict(rows.left_out) if rows else {},
+        "merged": dict(rows.merged) if rows else {},
     }
 
 

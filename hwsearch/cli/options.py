@@ -15,7 +15,7 @@ device_option: _Decorator = click.option(
     "--cost-model",
     "device",
     required=True,
-    help="A cost model: a name from `hwsearch devices`, or the folder that `hwsearch fit` wrote.",
+    help="A cost model: a name from `hwsearch devices`, the folder that `hwsearch fit` wrote, or a device file.",
 )
 workload_option: _Decorator = click.option(
     "--workload",
