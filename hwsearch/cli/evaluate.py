@@ -22,6 +22,7 @@ from hwsearch.cli.output import (
     working,
 )
 from hwsearch.costmodel.accuracy import OperatorErrors
+from hwsearch.costmodel.devices import DEVICES
 from hwsearch.costmodel.evaluate import Evaluation, WorstRow, evaluate
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 from hwsearch.errors import DataError, InputError
@@ -52,7 +53,8 @@ def command(*, model: str, file: Path, as_is: bool, unit: str, seed: int, as_jso
     the other 20%.
     """
     saved = cost_model_named(model)
-    rows = load_rows(file, unit=unit, ceilings=saved.device)
+    own = None if saved.device.name in DEVICES else saved.device
+    rows = load_rows(file, unit=unit, ceilings=own)
     foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
     try:
         with working("judging" if as_is else "fitting on 80% of the rows"):

@@ -58,7 +58,7 @@ def _scaled(factor: float) -> Callable[[list[Row]], list[Row]]:
         (lambda rows: [row | {"latency": "nan"} for row in rows[:20]] + rows[20:], "20 of 40 rows are bad"),
         (lambda rows: [rows[0] | {"device": "NVIDIA H200"}, *rows[1:]], "mixes the devices"),
         (lambda rows: [rows[0] | {"version": "0.19.0"}, *rows[1:]], "mixes the versions"),
-        (lambda rows: [row | {"device": "NVIDIA X9"} for row in rows], "no ceilings are known"),
+        (lambda rows: [row | {"device": "NVIDIA X9"} for row in rows], "ceilings of"),
         (lambda rows: [{k: v for k, v in row.items() if k != "k"} for row in rows], "lacks the column"),
         (lambda rows: [row | {"gemm_dtype": "fp8"} for row in rows], "no usable row"),
         (lambda rows: rows[:9], "9 measured operators"),
