@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -16,7 +16,7 @@ from hwsearch.cli.output import console, emit_json, json_option, milliseconds, n
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline import SearchTask, Verdict, cost_model_named, search_task
-from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, search
+from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, Solver, search
 from hwsearch.search.study import Study
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.budget import parse_budget
@@ -66,6 +66,13 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the directory.")
+@click.option(
+    "--solver",
+    default="auto",
+    show_default=True,
+    type=click.Choice(get_args(Solver)),
+    help="auto: evolution, with the exact optimum beside it; exact: the whole exact front. See docs/solvers.md.",
+)
 @click.option("--population", default=POPULATION, show_default=True, type=click.IntRange(min=4))
 @click.option("--generations", default=GENERATIONS, show_default=True, type=click.IntRange(min=1))
 @seed_option
@@ -83,6 +90,7 @@ def command(
     budgets: tuple[str, ...],
     output: Path,
     resume: bool,
+    solver: Solver,
     population: int,
     generations: int,
     seed: int,
@@ -114,7 +122,9 @@ def command(
     settings = {**task.identity, "quality": quality, "preset": preset, "budgets": list(budgets)}
     with Study.open(output, settings=settings, resume=resume) as study:
         try:
-            result = _run(task, study, population=population, generations=generations, seed=seed)
+            result = _run(
+                task, study, solver=solver, population=population, generations=generations, seed=seed
+            )
         except InfeasibleError:
             study.discard()
             raise
@@ -138,7 +148,9 @@ def _assumptions(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _run(task: SearchTask, study: Study, *, population: int, generations: int, seed: int) -> SearchResult:
+def _run(
+    task: SearchTask, study: Study, *, solver: Solver, population: int, generations: int, seed: int
+) -> SearchResult:
     with progress() as bar:
         row = bar.add_task("searching", total=generations, status="")
 
@@ -158,6 +170,7 @@ def _run(task: SearchTask, study: Study, *, population: int, generations: int, s
         return search(
             task.problem,
             seed=seed,
+            solver=solver,
             population=population,
             generations=generations,
             study=study,
@@ -241,7 +254,7 @@ class _Found:
     def _exact_text(self) -> str:
         exact, verdict = self.result.exact, self.exact
         if exact is None or verdict is None or self.result.gap is None:
-            return "not known: objective or budgets do not add up over layers, or the solver ran out of time"
+            return "not known: not asked for, not a sum over layers, or the solver ran out of time"
         latency, memory = verdict.cost.latency, verdict.cost.memory
         return (
             f"{_loss(verdict.quality)} at "

@@ -28,7 +28,7 @@ _SAMPLED = 64  # random genomes among which a start is looked for where none is 
 
 @dataclass(frozen=True, eq=False)
 class BeamResult:
-    """The best genomes (b, layers) within the budgets, best first, with their costs (b, k), see `Problem.distinct`.
+    """Every genome (b, layers) met within the budgets, best first, with their costs (b, k), see `Problem.distinct`.
 
     path: the best genome of every size of the set, from the start on, and its first objective, whether within the
     budgets or not. evaluations: genomes asked for.
@@ -47,7 +47,6 @@ def beam_search(
     choices: Sequence[int] | None = None,
     steps: int | None = None,
     width: int = 4,
-    keep: int = 200,
     evaluate: Callable[[Genomes], FloatArray] | None = None,
     seed: int = 0,
 ) -> BeamResult:
@@ -56,7 +55,7 @@ def beam_search(
     By default the start is the cheapest genome by the last objective among uniform ones and a random sample, every
     choice may be moved to, and the search ends where a step finds nothing better than what the beam has. With
     `steps` given, exactly so many moves are made: placing k full-attention layers is `choices=[full], steps=k`.
-    A layer is moved once. keep: how many of the best genomes are returned. evaluate: as for `engine.search`.
+    A layer is moved once. evaluate: as for `engine.search`.
 
     Raises InputError for a start outside the space, InfeasibleError where nothing met the budgets.
     """
@@ -80,7 +79,7 @@ def beam_search(
             break
         beam = found
         path.append(seen.entry(beam[0]))
-    return seen.result(tuple(path), keep)
+    return seen.result(tuple(path))
 
 
 def _start(problem: Problem, rules: Rules, seed: int) -> Genomes:
@@ -153,10 +152,10 @@ class _Seen:
     def entry(self, genome: Genomes) -> tuple[tuple[int, ...], float]:
         return tuple(genome.tolist()), float(self._keys(genome[None])[0][0])
 
-    def result(self, path: tuple[tuple[tuple[int, ...], float], ...], keep: int) -> BeamResult:
+    def result(self, path: tuple[tuple[tuple[int, ...], float], ...]) -> BeamResult:
         good = [genome for genome, costs in self._costs.items() if np.isfinite(costs).all()]
         genomes = self.best(np.array(good, dtype=np.int64), len(good))
-        genomes = genomes[self._keys(genomes)[1] <= 0][:keep]
+        genomes = genomes[self._keys(genomes)[1] <= 0]
         if not len(genomes):
             raise InfeasibleError(
                 f"beam search met no architecture within the budgets in {len(self._costs)} evaluations: "

@@ -15,6 +15,7 @@ import numpy as np
 
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.search.beam import beam_search
+from hwsearch.search.evaluation import Evaluator
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import ExactResult, minimise
 from hwsearch.search.front import exact_front
@@ -33,11 +34,11 @@ POPULATION = 200
 GENERATIONS = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Progress:
     """Where a search stands after a generation; best is the least first objective within the budgets so far.
 
-    hypervolume: that of the front, against the worst values of the first generation.
+    objectives: of the front, (f, m). reference: the worst values of the first generation, (m,).
     """
 
     generation: int
@@ -46,7 +47,13 @@ class Progress:
     front: int
     best: float | None
     exact: ExactResult | None
-    hypervolume: float = 0.0
+    objectives: FloatArray
+    reference: FloatArray | None
+
+    @property
+    def hypervolume(self) -> float:
+        """That of the front, against the worst values of the first generation."""
+        return 0.0 if self.reference is None else hypervolume(self.objectives, self.reference)
 
     @property
     def gap(self) -> float | None:
@@ -136,10 +143,13 @@ def search(
     narrowed = pruned(problem)
     exact = _exact(narrowed, study, asked=problem) if solver != "evolve" else None
     if solver in ("exact", "beam"):
+        if study and evaluate == problem.costs:
+            evaluate = Evaluator(problem, seed=seed, study=study)
         result = (
             _front(narrowed, asked=problem) if solver == "exact" else _beam(narrowed, evaluate, seed, exact)
         )
         if study:
+            evaluate(result.genomes)  # for the journal: the exact solver evaluates nothing
             study.finish(_summary(problem, result, {**engine, "settings": study.recall("settings")}))
         return result
     evolution = Evolution(narrowed, population=population, seed=seed)
@@ -179,7 +189,8 @@ def search(
                     len(archive),
                     best,
                     exact,
-                    0.0 if reference is None else hypervolume(archive.objectives, reference),
+                    archive.objectives,
+                    reference,
                 )
             )
     archive = evolution.archive

@@ -80,8 +80,8 @@ class Evaluator:
     """Costs (n, k) of genomes (n, layers), as `Problem.costs` has them; rows of NaN where the evaluation failed.
 
     A failed evaluation (its worker died twice, `measure` raised, or the value is not finite) is remembered like any
-    other and not tried again. Raises InputError where every evaluation of the first call failed, and whatever
-    HwsearchError a cost raises.
+    other and not tried again. on_evaluation is told of measured ones. Raises InputError where every evaluation of the
+    first call failed, and whatever HwsearchError a cost raises.
     """
 
     def __init__(
@@ -118,10 +118,25 @@ class Evaluator:
         keys = [genome.tobytes() for genome in genomes]
         fresh = [i for i, key in enumerate(keys) if key not in known and key not in keys[:i]]
         if fresh:
-            self._evaluate(genomes[fresh], known)
+            (self._measure_all if self._costs else self._look_up)(genomes[fresh], known)
         return np.array([known[key] for key in keys]).reshape(len(keys), len(self.problem.distinct))
 
-    def _evaluate(self, genomes: Genomes, known: dict[bytes, FloatArray]) -> None:
+    def _look_up(self, genomes: Genomes, known: dict[bytes, FloatArray]) -> None:
+        """Where nothing is expensive: all at once, and one transaction."""
+        started = time.perf_counter()
+        costs = self.problem.costs(genomes)
+        seconds = (time.perf_counter() - started) / len(genomes)
+        violations = self.problem.violations(costs).tolist()
+        if self._study:
+            self._study.keep(
+                *(
+                    Evaluation(genome=genome, costs=row, violation=violation, seconds=seconds)
+                    for genome, row, violation in zip(genomes, costs, violations, strict=True)
+                )
+            )
+        known |= dict(zip((genome.tobytes() for genome in genomes), costs, strict=True))
+
+    def _measure_all(self, genomes: Genomes, known: dict[bytes, FloatArray]) -> None:
         costs = np.full((len(genomes), len(self.problem.distinct)), np.nan)
         for i, (_, cost) in enumerate(self.problem.distinct):
             if i not in self._columns:

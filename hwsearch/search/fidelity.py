@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.evolution import Evolution
+from hwsearch.search.exact import minimise
 from hwsearch.search.executors import Executor
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
 from hwsearch.search.noisy_model import NoisyModel
 from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
-from hwsearch.search.problem import Additive, Objective, Problem
+from hwsearch.search.problem import Additive, Objective, Pairwise, Problem
 from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
 from hwsearch.search.study import Study
@@ -40,6 +41,7 @@ _POPULATION, _GENERATIONS = (
     60,
     25,
 )  # of the evolution on the model, which costs nothing but the engine's own time
+_DRAWS = 6  # of the model's tables, each minimised exactly
 _PRIORS = 4  # random objectives whose trade-offs make the first candidates
 _CAUTION = 1.0  # standard deviations below the mean that are hoped for
 _PAIRED = 4  # genomes measured at both fidelities before a line is drawn through them
@@ -164,8 +166,21 @@ class _Run:
             mean, deviation = model.predict(asked)
             return mean - _CAUTION * deviation
 
-        pool, objectives = self._spread(hoped, count)
+        pool, objectives = self._spread(hoped, count, self._optima(model))
         return pool[self._improving(objectives, count)]
+
+    def _optima(self, model: NoisyModel) -> Genomes:
+        """The exact optima within the budgets of what the model says adds up over layers, and of draws around it."""
+        if not all(isinstance(budget.cost, Additive | Pairwise) for budget in self.problem.budgets):
+            return np.empty((0, self.problem.space.num_layers), dtype=np.int64)
+        mean, deviation = model.tables(self.problem.space.allowed_mask.shape[1])
+        found = []
+        for strength in np.repeat([0.0, 1.0], [1, _DRAWS]):
+            table = Additive(mean + strength * deviation * self._rng.normal(size=mean.shape))
+            best = minimise(self.problem.space, table, self.problem.budgets)
+            if best is not None and best.genome is not None:
+                found.append(best.genome)
+        return np.array(found, dtype=np.int64).reshape(len(found), self.problem.space.num_layers)
 
     def _known(self) -> tuple[Genomes, FloatArray, NDArray[np.int64]]:
         """Every measurement: genomes (n, layers), values (n,) brought to the full scale, number of its fidelity."""
@@ -205,21 +220,27 @@ class _Run:
             parts.append(self._rng.permutation(pool)[: -(-count // _PRIORS)])
         return np.unique(np.concatenate(parts), axis=0)[:count]
 
-    def _spread(self, cost: Callable[[Genomes], FloatArray], count: int) -> tuple[Genomes, FloatArray]:
-        """The front and near-front of a stand-in for the expensive objective, without what was measured."""
-        stand_in = Objective(self.problem.objectives[0].name, cost=cost, tier="cheap")
+    def _spread(
+        self, cost: Callable[[Genomes], FloatArray], count: int, more: Genomes | None = None
+    ) -> tuple[Genomes, FloatArray]:
+        """The front and near-front of a stand-in for the expensive objective, without what was measured.
+
+        more: genomes (n, layers) to consider beside what an evolution finds.
+        """
+        stand_in = Objective(self.problem.objectives[0].name, cost=cost, tier="free")
         problem = replace(self.problem, objectives=(stand_in, *self.problem.objectives[1:]))
         evolution = Evolution(
             problem, population=max(_POPULATION, 2 * count), seed=int(self._rng.integers(2**32))
         )
-        asked: list[Genomes] = []
-        costs: list[FloatArray] = []
+        asked: list[Genomes] = [] if more is None or not len(more) else [np.unique(more, axis=0)]
+        costs: list[FloatArray] = [problem.costs(genomes) for genomes in asked]
         while evolution.generation < _GENERATIONS:
             genomes = evolution.ask()
             asked.append(genomes)
             costs.append(problem.costs(genomes))
             evolution.tell(genomes, costs[-1])
-        genomes, values = np.concatenate(asked), np.concatenate(costs)
+        genomes, first = np.unique(np.concatenate(asked), axis=0, return_index=True)
+        values = np.concatenate(costs)[first]
         known = {genome for found in self.found.values() for genome in found}
         fresh = np.array([tuple(genome) not in known for genome in genomes.tolist()])
         fresh &= problem.violations(values) <= 0

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import DataError, InputError
+from hwsearch.search.database import JOURNAL, check_journal
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.pareto import Archive
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
-from hwsearch.search.study import JOURNAL, check_journal
 
 __all__ = ["Journal", "Step", "read_journal"]
 
@@ -89,7 +89,8 @@ class Journal:
         if (generations >= 0).all():
             ends = np.flatnonzero(np.append(np.diff(generations) != 0, True)) + 1
         else:
-            ends = np.unique(np.linspace(0, len(self.full), _STEPS + 1).round().astype(np.int64)[1:])
+            count = min(_STEPS, len(self.full))
+            ends = np.linspace(0, len(self.full), count + 1).round().astype(np.int64)[1:]
         objectives = self.costs[:, : self.num_objectives]
         reference = reference_point(objectives[self.full[: ends[0]]])
         archive = self._front(self.full[:0])

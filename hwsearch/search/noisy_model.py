@@ -64,6 +64,18 @@ class NoisyModel:
         factor = cho_factor(covariance(variances) + 1e-9 * np.eye(len(y)), lower=True)
         return cls(genomes, variances, factor, cho_solve(factor, y), centre, scale)
 
+    def tables(self, num_choices: int) -> tuple[FloatArray, FloatArray]:
+        """What adds up over layers: mean and, treating choices as independent, deviation, (layers, choices) each."""
+        layers = self.genomes.shape[1]
+        share = self.variances[0] / layers
+        mean, seen = np.zeros((layers, num_choices)), np.zeros((layers, num_choices))
+        for layer in range(layers):
+            np.add.at(mean[layer], self.genomes[:, layer], share * self.weights)
+            np.add.at(seen[layer], self.genomes[:, layer], 1.0)
+        noise = self.variances[1] + self.variances[2:].min()
+        deviation = np.sqrt(share / (1.0 + seen * share / noise))
+        return np.round(mean, _PREDICTED) * self.scale, deviation * self.scale
+
     def predict(self, genomes: Genomes) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation, (n,) each, of the cost without noise of genomes (n, layers)."""
         cross = _covariance(_agreement(genomes, self.genomes), self.variances)

@@ -15,8 +15,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,31 +25,13 @@ from typing import Any, Self
 import numpy as np
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.database import JOURNAL, LOCK, connect, damaged, lock, writing
 from hwsearch.search.problem import Problem
 from hwsearch.search.space import FloatArray, Genomes
 
-__all__ = ["JOURNAL", "RESULT", "Evaluation", "History", "Study", "check_journal", "read_result"]
+__all__ = ["RESULT", "Evaluation", "History", "Study", "read_result"]
 
-JOURNAL = "journal.sqlite"
 RESULT = "result.json"
-_LOCK = "writer.lock"
-_APPLICATION_ID = 0x68777372  # "hwsr"
-_VERSION = 2
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- genome: little-endian int16 per layer; costs: little-endian float64 in the order of meta 'costs', the objectives
--- first; null, with the reason in error, where the evaluation failed. generation and position: where the search asked
--- for it, null until the generation ended and for evaluations outside generations. seed: null where costs are tables.
-CREATE TABLE evaluation (
-    id INTEGER PRIMARY KEY, generation INTEGER, position INTEGER, genome BLOB NOT NULL, fidelity REAL NOT NULL,
-    seed INTEGER, status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), costs BLOB, violation REAL,
-    seconds REAL NOT NULL, ended REAL NOT NULL, error TEXT, UNIQUE (genome, fidelity));
-CREATE TABLE generation (number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL);
-CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 0), generation INTEGER NOT NULL, json TEXT NOT NULL);
-"""
-
-
 _KEEP = """INSERT INTO evaluation
     (generation, position, genome, fidelity, seed, status, costs, violation, seconds, ended, error)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -107,19 +89,19 @@ class Study:
             raise InputError(f"{directory} holds no run to resume: leave out --resume to start one there")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if not there and any(p.name != _LOCK for p in directory.iterdir()):
+            if not there and any(p.name != LOCK for p in directory.iterdir()):
                 raise InputError(f"{directory} is not empty and holds no run: choose another directory")
         except OSError as error:
             raise OutputError(
                 f"cannot create the run directory {directory}: {error.strerror}; choose another"
             ) from None
-        lock = _lock(directory)
+        held = lock(directory)
         try:
-            connection = _connect(journal)
-            study = cls(directory, connection=connection, lock=lock)
+            connection = connect(journal)
+            study = cls(directory, connection=connection, lock=held)
             study.bind("settings", settings)
         except BaseException:
-            lock.close()
+            held.close()
             raise
         return study
 
@@ -142,7 +124,7 @@ class Study:
         self.close()
         if evaluations:
             return
-        for name in (JOURNAL, _LOCK):
+        for name in (JOURNAL, LOCK):
             (self.directory / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files keep it
             self.directory.rmdir()
@@ -178,13 +160,13 @@ class Study:
 
     def remember(self, key: str, value: Any) -> None:
         """Stores a JSON value."""
-        with _writing(self.directory), self._connection as connection:
+        with writing(self.directory), self._connection as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
-    def keep(self, evaluation: Evaluation) -> None:
-        """Writes one evaluation, in a transaction of its own."""
-        with _writing(self.directory), self._connection as connection:
-            connection.execute(_KEEP, _row(evaluation))
+    def keep(self, *evaluations: Evaluation) -> None:
+        """Writes evaluations outside generations, in one transaction."""
+        with writing(self.directory), self._connection as connection:
+            connection.executemany(_KEEP, map(_row, evaluations))
 
     def known(self, fidelity: float = 1.0) -> dict[bytes, FloatArray]:
         """Costs (k,) of all evaluations at a fidelity by the bytes of the int64 genome; NaN where they failed."""
@@ -217,7 +199,7 @@ class Study:
         """
         failed = [not np.isfinite(row).all() for row in costs]
         share = seconds / max(len(genomes), 1)
-        with _writing(self.directory), self._connection as connection:
+        with writing(self.directory), self._connection as connection:
             ended = time.time()
             connection.executemany(
                 _KEEP + _PLACE,
@@ -267,17 +249,17 @@ class Study:
             ).fetchall()
             state = self._connection.execute("SELECT generation, json FROM state").fetchone()
         except sqlite3.DatabaseError as error:
-            raise _damaged(journal, str(error)) from None
+            raise damaged(journal, str(error)) from None
         expected = [number for number, count in sizes for _ in range(count)]
         ended = sizes[-1][0] if sizes else None
         if [row[0] for row in rows] != expected or (state[0] if state else None) != ended:
-            raise _damaged(journal, "its evaluations and generations do not match")
+            raise damaged(journal, "its evaluations and generations do not match")
         if not sizes:
             return History([], None)
         good = [row for row in rows if row[2] is not None]
         widths = {(len(row[1]) // 2, len(row[2]) // 8) for row in good}
         if len(widths) > 1:
-            raise _damaged(journal, "its genomes differ in length")
+            raise damaged(journal, "its genomes differ in length")
         layers, k = next(iter(widths), (0, 0))
         genomes = np.array([np.frombuffer(row[1], "<i2") for row in good], dtype=np.int64).reshape(-1, layers)
         costs = np.array([np.frombuffer(row[2], "<f8") for row in good], dtype=np.float64).reshape(-1, k)
@@ -317,83 +299,6 @@ def _row(evaluation: Evaluation) -> tuple[Any, ...]:
         time.time(),
         evaluation.error,
     )
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turns SQLite's complaints about a full or read-only disk into one OutputError."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OutputError(
-            f"cannot write to the journal in {directory}: {error}; mend that and go on by --resume"
-        ) from None
-
-
-def _lock(directory: Path) -> sqlite3.Connection:
-    """An exclusive lock that the operating system gives up with the process, however it ends."""
-    # SQLite's own locks, because they are the same on every platform; the journal itself stays readable.
-    path = directory / _LOCK
-    try:
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise OutputError(
-                f"another process writes to {directory}: wait for it, or choose another directory"
-            ) from None
-        raise OutputError(f"cannot write to {directory}: {error}; choose another directory") from None
-    except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"{path} is not hwsearch's ({error}): remove it or choose another directory"
-        ) from None
-    return connection
-
-
-def _connect(journal: Path) -> sqlite3.Connection:
-    """The journal, created where it is absent or empty, checked where it is not."""
-    connection = sqlite3.connect(journal)
-    try:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == 0 and tables == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
-            pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
-            connection.executescript(f"BEGIN; {pragmas} {_SCHEMA} COMMIT;")
-        else:
-            check_journal(connection, journal)
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.OperationalError as error:
-        connection.close()
-        raise OutputError(f"cannot write {journal}: {error}; choose another directory") from None
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise _damaged(journal, str(error)) from None
-    except DataError:
-        connection.close()
-        raise
-    return connection
-
-
-def check_journal(connection: sqlite3.Connection, journal: Path) -> None:
-    """Raises DataError where a database is not a whole search journal of this version."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION_ID:
-        raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
-    if version != _VERSION:
-        raise DataError(
-            f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
-            "was written with, or choose another directory"
-        )
-    (report,) = connection.execute("PRAGMA quick_check").fetchone()
-    if report != "ok":
-        raise _damaged(journal, report)
-
-
-def _damaged(journal: Path, reason: str) -> DataError:
-    reason = " ".join(reason.split())
-    return DataError(f"{journal} is damaged ({reason}): start again in another directory")
 
 
 def _difference(stored: Any, given: Any, path: str = "") -> tuple[str, str, str] | None:

@@ -140,3 +140,30 @@ def test_a_placement_is_kept(hwsearch: Call, tmp_path: Path) -> None:
     assert found["best"]["layer_types"] == before
     wrong = hwsearch(*SEARCH, "--placement", "jet-nemotron-4b", "-o", tmp_path / "wrong")
     assert "36 layers and the space 28" in wrong.complaint
+
+
+def test_solvers_agree_on_the_best(hwsearch: Call, tmp_path: Path) -> None:
+    best = {}
+    for solver in ("auto", "exact", "evolve", "beam"):
+        run = _run(hwsearch, tmp_path / solver, "--solver", solver, "--population", 100, "--generations", 60)
+        found = json.loads((run / "result.json").read_text())
+        best[solver] = found["front"][0]["objectives"][0]
+        assert (found["exact"] is None) == (solver == "evolve")
+        shown = hwsearch("study", "show", run, "--json").json
+        assert shown["front"] == found["front"]
+    assert best["exact"] <= min(best.values()) + 1e-12
+    assert max(best["auto"], best["evolve"]) <= 1.01 * best["exact"]
+    assert best["beam"] <= 1.3 * best["exact"]
+    mixed = hwsearch(
+        *SEARCH,
+        "--budget",
+        "latency<=8ms",
+        "-o",
+        tmp_path / "exact",
+        "--resume",
+        "--population",
+        100,
+        "--solver",
+        "beam",
+    )
+    assert 'solver = "exact", not "beam"' in mixed.complaint

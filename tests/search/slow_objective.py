@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hwsearch.search.database import JOURNAL
 from hwsearch.search.engine import SearchResult, search
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.executors import Executor, InlineExecutor, ProcessExecutor, RayExecutor
 from hwsearch.search.problem import Objective, Problem
-from hwsearch.search.study import JOURNAL, Study
+from hwsearch.search.study import Study
 from tests.search.search_problems import hybrid, random_problem
 
 LAYERS = 8

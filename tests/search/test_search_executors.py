@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from hwsearch.errors import InputError
+from hwsearch.search.database import JOURNAL
 from hwsearch.search.evaluation import Evaluator, Measured, evaluation_seed
 from hwsearch.search.executors import Executor, InlineExecutor, ProcessExecutor, RayExecutor, WorkerLostError
-from hwsearch.search.study import JOURNAL, RESULT, Study, read_result
+from hwsearch.search.study import RESULT, Study, read_result
 from tests.search.slow_objective import SlowLoss, fragile_loss, loss, problem_with, run
 
 ROOT = Path(__file__).parents[2]

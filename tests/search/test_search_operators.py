@@ -39,6 +39,9 @@ SPACES: dict[str, Space] = {
         ties=("linear",),
         patterns=(Pattern(kind="full_attention", every=4, limit=CountLimit(at_least=1, at_most=2)),),
     ),
+    "ordered": replace(
+        hybrid(9), orders=(("full_attention", "none"), ("jet_block", "sliding_window_attention"))
+    ),
     "wide": preset_named("all", base_named("Qwen3-1.7B").replace(num_layers=5)),
 }
 RULES = {name: Rules(space) for name, space in SPACES.items()}

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.database import JOURNAL
 from hwsearch.search.engine import Progress, SearchResult, search
-from hwsearch.search.study import JOURNAL, RESULT, Study, read_result
+from hwsearch.search.journal import read_journal
+from hwsearch.search.study import RESULT, Study, read_result
 from tests.search.search_problems import hybrid, random_problem
 
 SETTINGS = {"problem": {"seed": 3, "layers": 14}, "note": "test"}
@@ -230,3 +232,18 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "half" / RESULT).write_text(json.dumps({"front": []})[:5])
     with pytest.raises(DataError, match="cannot read"):
         read_result(tmp_path / "half")
+
+
+@pytest.mark.parametrize("solver", ["exact", "beam"])
+def test_other_solvers_leave_their_front_in_the_journal(
+    tmp_path: Path, solver: Literal["exact", "beam"]
+) -> None:
+    problem = random_problem(3, space=hybrid(6), tightness=0.4)
+    results = []
+    for resume in (False, True):
+        with Study.open(tmp_path / "run", settings={}, resume=resume) as study:
+            results.append(search(problem, seed=0, solver=solver, study=study))
+    np.testing.assert_array_equal(results[0].genomes, results[1].genomes)
+    front = read_journal(tmp_path / "run").front()
+    np.testing.assert_array_equal(front.genomes, results[0].genomes)
+    np.testing.assert_array_equal(front.objectives, results[0].objectives)
