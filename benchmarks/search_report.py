@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def _sizes(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return list(dict.fromkeys((row["layers"], row["choices"]) for row in rows))
 
 
-def _by_size(rows: Sequence[Row], cell: Any) -> str:
+def _by_size(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     sizes = _sizes(rows)
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
     found = {(row["solver"], row["layers"], row["choices"]): cell(row) for row in rows}
@@ -79,8 +79,8 @@ def report(results: dict[str, list[Row]]) -> str:
             f"### Own processor time per evaluation, objective a table look-up, population 200\n\n{text}"
         )
     if "two_objectives" in results:
-        rows = results["two_objectives"]
-        counts = list(rows[0]["share"])
+        shares = results["two_objectives"]
+        counts = list(shares[0]["share"])
         text = _table(
             ["solver", *(f"{int(n):,} calls" for n in counts)],
             [
@@ -88,7 +88,7 @@ def report(results: dict[str, list[Row]]) -> str:
                     row["solver"],
                     *(f"{100 * np.mean(v):.1f}% (worst {100 * min(v):.1f}%)" for v in row["share"].values()),
                 ]
-                for row in rows
+                for row in shares
             ],
         )
         parts.append(f"### Two objectives, GPT family: share of the best known hypervolume\n\n{text}")
