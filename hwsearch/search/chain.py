@@ -2,11 +2,9 @@
 
 An architecture is a path through the layers. A price on every bounded cost makes the problem a plain shortest
 path, solved by dynamic programming; the best prices (the Lagrangian dual, by Kelley's cutting planes) give a lower
-bound, and with the costs-to-go at those prices a bound for every partial path. Partial paths are then grown layer
-by layer, all whose bound lies below a threshold and that can still meet every bound; the threshold is raised until
-the best path found lies below it, which proves it. This is label setting for the resource-constrained shortest
-path (Irnich and Desaulniers, 2005) with Lagrangian bounds (Beasley and Christofides, 1989), vectorised: whole
-layers of labels at once. A cost with a peak carries the largest peak so far in the label.
+bound, and with the costs-to-go at those prices a bound for every partial path (Beasley and Christofides, 1989).
+Partial paths are then grown layer by layer (`labels`), all whose bound lies below a threshold and that can still meet
+every limit; the threshold is raised until the best path found lies below it, which proves it.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from hwsearch.search.labels import Labels
 from hwsearch.search.problem import Additive, Pairwise
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
@@ -33,7 +31,6 @@ _START = 1e-5  # first threshold above the bound, as a share of the range of the
 _LABELS = 200_000
 _ROUNDING = 1e-9
 _SETTLED = 512  # combinations of tied members that are tried one by one
-_STRIDES = (1, 2, 3, 5, 8, 13, 21, 34)
 
 Check = Callable[[Genomes], tuple[FloatArray, BoolArray]]
 
@@ -315,7 +312,7 @@ class _Part:
         """The cheapest genomes of this part, as far as they matter where one of value `upper` is known."""
         genomes = np.empty((0, len(self.closed)), dtype=np.int64)
         values = np.empty(0)
-        grow = _Labels(self, labels)
+        grow = Labels(self, labels)
         step = _START * self.spread
         while True:
             threshold = min(self.bound + step, upper)
@@ -330,118 +327,3 @@ class _Part:
                 bound = np.inf if proven and not len(values) else complete
                 return Paths(genomes=genomes, values=values, bound=bound, proven=proven)
             step *= 2 if grow.most > labels // 50 else 4
-
-
-class _Labels:
-    """Partial paths grown layer by layer."""
-
-    def __init__(self, part: _Part, cap: int) -> None:
-        self.part, self.cap = part, cap
-        self.most = 0
-        chain = part.chain
-        self.weights = np.array([np.concatenate(([1.0], prices)) for prices in part.prices])  # (m, k)
-        self.credits = np.array([float(prices @ part.limits) for prices in part.prices])
-        self.togo = np.array(
-            [chain.togo(*chain.priced(prices), part.closed)[0] for prices in part.prices]
-        )  # (m, L, C)
-        between = chain.between
-        self.least = np.array(
-            [
-                chain.togo(chain.unary[i], None if between is None else between[i], part.closed)[0]
-                for i in range(1, len(chain.unary))
-            ]
-        ).reshape(len(chain.unary) - 1, *part.closed.shape)
-
-    def below(self, threshold: float) -> tuple[Genomes, float]:
-        """Genomes (n, L), among them one of least cost if that is at most the threshold; and up to where that holds."""
-        part, chain = self.part, self.part.chain
-        layers = len(part.closed)
-        complete = threshold
-        cut = threshold - float(part.offset[0]) + part.slack[0]
-        nodes = np.flatnonzero(np.isfinite(part.closed[0]))
-        spent = chain.unary[:, 0, nodes].T
-        peaks = np.stack([peak[0, nodes] for peak in chain.peaks], axis=1) if chain.peaks else None
-        kept = self._kept(spent, nodes, 0, peaks, cut)[0]
-        spent, nodes = spent[kept], nodes[kept]
-        peaks = None if peaks is None else peaks[kept]
-        steps: list[tuple[NDArray[np.int64], Genomes]] = [(np.arange(len(nodes)), nodes)]
-        self.most = 0
-        for layer in range(1, layers):
-            # The best prices alone decide first, on one number per pair instead of a whole label.
-            table, between = chain.priced(part.prices[0])
-            base = spent @ self.weights[0] - self.credits[0]
-            ahead = table[layer] + part.closed[layer] + self.togo[0, layer]
-            bounds = base[:, None] + ahead
-            if between is not None:
-                bounds += between[layer - 1][nodes]
-            if chain.blocked is not None:
-                bounds += chain.blocked[nodes]
-            parents, after = np.nonzero(bounds <= cut)
-            if len(parents) > 4 * self.cap:
-                flat = bounds[parents, after]
-                kept = np.argpartition(flat, 4 * self.cap)
-                complete = min(complete, float(flat[kept[4 * self.cap]]) + float(part.offset[0]))
-                kept = np.sort(kept[: 4 * self.cap])
-                parents, after = parents[kept], after[kept]
-            grown = spent[parents] + chain.unary[:, layer, after].T
-            if chain.between is not None:
-                grown += chain.between[:, layer - 1, nodes[parents], after].T
-            if peaks is not None:
-                peaks = np.maximum(
-                    peaks[parents], np.stack([peak[layer, after] for peak in chain.peaks], axis=1)
-                )
-            kept, lowest = self._kept(grown, after, layer, peaks, cut)
-            if len(kept) > self.cap:
-                order = np.argpartition(lowest, self.cap)
-                complete = min(complete, float(lowest[order[self.cap]]) + float(part.offset[0]))
-                kept = np.sort(kept[order[: self.cap]])
-            spent, nodes, parents = grown[kept], after[kept], parents[kept]
-            peaks = None if peaks is None else peaks[kept]
-            kept = self._undominated(spent, nodes, peaks)
-            spent, nodes, parents = spent[kept], nodes[kept], parents[kept]
-            peaks = None if peaks is None else peaks[kept]
-            steps.append((parents, nodes))
-            self.most = max(self.most, len(nodes))
-        rows = np.arange(len(nodes))
-        genomes = np.empty((len(rows), layers), dtype=np.int64)
-        for layer in range(layers - 1, -1, -1):
-            parents, nodes = steps[layer]
-            genomes[:, layer] = nodes[rows]
-            rows = parents[rows]
-        return genomes, complete
-
-    def _kept(
-        self, spent: FloatArray, nodes: Genomes, layer: int, peaks: FloatArray | None, cut: float
-    ) -> tuple[NDArray[np.int64], FloatArray]:
-        """Which labels (n, k) may still lead to a path within the limits and below the cut, and their bounds."""
-        part, chain = self.part, self.part.chain
-        spent = spent.copy()
-        if peaks is not None:
-            for i, cost in enumerate(chain.peaked):
-                spent[:, cost] += np.maximum(peaks[:, i] - part.floors[i], 0.0)
-        good = np.isfinite(self.togo[0, layer][nodes])
-        lowest = np.full(len(spent), -np.inf)
-        for weights, credit, togo in zip(self.weights, self.credits, self.togo, strict=True):
-            np.maximum(lowest, spent @ weights + togo[layer][nodes] - credit, out=lowest)
-        good &= lowest <= cut
-        for i in range(spent.shape[1] - 1):
-            good &= spent[:, i + 1] + self.least[i, layer][nodes] <= part.limits[i] + part.slack[i + 1]
-        kept = np.flatnonzero(good)
-        return kept, lowest[kept]
-
-    @staticmethod
-    def _undominated(spent: FloatArray, nodes: Genomes, peaks: FloatArray | None) -> NDArray[np.int64]:
-        """Labels without most of those that another of the same choice betters in everything, in order."""
-        kept = np.arange(len(nodes))
-        if len(nodes) < 100:
-            return kept
-        everything = spent if peaks is None else np.concatenate((spent, peaks), axis=1)
-        kept = np.lexsort((spent[:, 0], nodes))
-        for stride in _STRIDES:
-            if len(kept) <= stride:
-                break
-            before, behind = kept[:-stride], kept[stride:]
-            dominated = nodes[before] == nodes[behind]
-            dominated &= np.all(everything[before] <= everything[behind], axis=1)
-            kept = np.concatenate((kept[:stride], behind[~dominated]))
-        return kept

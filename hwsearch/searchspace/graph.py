@@ -10,6 +10,7 @@ architecture), and gives for every (layer, choice) the least additive cost of an
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -191,30 +192,27 @@ class PathGraph:
         return self._paths.get(_SOURCE, 0)
 
     @cached_property
-    def _turns(self) -> Mapping[Hashable, tuple[list[int], list[tuple[int, Hashable]]]]:
-        """Per node: the cumulated number of architectures before each (choice, next node)."""
-        turns = {}
+    def _turns(self) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Per node, by its number: how many architectures lie before each (choice, number of the next node)."""
+        number = {node: i for i, node in enumerate(self._order)}
+        turns = []
         for node in self._order:
             ways = [(c, after) for after, edge in self.graph[node].items() for c in edge["choices"]]
-            before, total = [], 0
-            for _, after in ways:
-                before.append(total)
-                total += self._paths[after]
-            turns[node] = (before, ways)
+            sizes = [0, *(self._paths[after] for _, after in ways)]
+            turns.append((list(itertools.accumulate(sizes))[:-1], [(c, number[after]) for c, after in ways]))
         return turns
 
     def unrank(self, rank: int) -> list[int]:
         """The genome (layers,) that an integer from 0 to size - 1 stands for."""
         assert 0 <= rank < self.size
         genome: list[int] = []
-        node: Hashable = _SOURCE
+        node = self._order.index(_SOURCE)
         for _ in self.allowed:
             before, ways = self._turns[node]
             turn = bisect_right(before, rank) - 1
-            choice, after = ways[turn]
+            choice, node = ways[turn]
             genome.append(choice)
             rank -= before[turn]
-            node = after
         return genome
 
     def sample(self, n: int, *, rng: np.random.Generator) -> Genomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -186,3 +187,32 @@ def test_a_narrow_choice_that_looks_poor_on_average_is_found() -> None:
     )
     evolution = evolve(problem, evaluations=600, population=25, seed=0)
     assert evolution.archive.genomes[0, 0] == 0
+
+
+@pytest.mark.parametrize("cut", [3, 9])
+def test_a_restored_run_asks_the_same_questions(cut: int) -> None:
+    rng = np.random.default_rng(5)
+    loss = Pairwise.neighbours(rng.random(SHAPE), 0.3 * rng.random((7, SHAPE[1], SHAPE[1])))
+    time = Additive(rng.random(SHAPE))
+    problem = Problem(
+        SPACE,
+        objectives=(Objective("loss", cost=lambda g: loss(g)), Objective("time", cost=lambda g: time(g))),
+        budgets=(),
+    )
+
+    def advance(evolution: Evolution, generations: int) -> list[tuple[Genomes, FloatArray]]:
+        batches = []
+        for _ in range(generations):
+            genomes = evolution.ask()
+            batches.append((genomes, problem.costs(genomes)))
+            evolution.tell(*batches[-1])
+        return batches
+
+    whole = Evolution(problem, population=16, seed=3)
+    first = advance(whole, cut)
+    state = json.loads(json.dumps(whole.state()))
+    rest = advance(whole, 5)
+    again = Evolution(problem, population=16, seed=3)
+    again.restore(first, state)
+    for (genomes, _), (same, _) in zip(rest, advance(again, 5), strict=True):
+        np.testing.assert_array_equal(genomes, same)
