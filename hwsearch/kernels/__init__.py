@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from hwsearch.errors import DependencyError, InputError, unknown_name
 
-__all__ = ["choose", "kernel_name", "require_torch", "resolve"]
+__all__ = ["choose", "kernel_name", "require_torch", "resolve", "resolve_each"]
 
 Implementation = TypeVar("Implementation")
 
@@ -65,6 +65,29 @@ def resolve(operation: str, *, backend: str, device_type: str, implementations: 
                 _DISTRIBUTION[backend], extra="gpu", purpose=f"{operation} on backend {backend}"
             )
     return backend
+
+
+def resolve_each(
+    operations: Mapping[str, Mapping[str, object]], *, backend: str, device_type: str
+) -> dict[str, str]:
+    """The backend of each of the operations that a block is made of.
+
+    The backend asked for runs every operation that has it; those that lack it take what "auto" stands for. Raises as
+    `resolve` does, and InputError where none of the operations has it.
+    """
+    have = {name for name, known in operations.items() if backend in known}
+    if not have and backend != "auto":
+        known = {name for implementations in operations.values() for name in implementations}
+        raise unknown_name(f"backend for {' and '.join(operations)}", backend, known)
+    return {
+        name: resolve(
+            name.replace("_", " "),
+            backend=backend if name in have else "auto",
+            device_type=device_type,
+            implementations=implementations,
+        )
+        for name, implementations in operations.items()
+    }
 
 
 def kernel_name(operation: str, *, backend: str, length: int) -> str:

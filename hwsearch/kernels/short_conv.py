@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hwsearch.errors import InputError
-from hwsearch.kernels import choose
+from hwsearch.kernels import resolve
 
 __all__ = ["BACKENDS", "reference_short_conv", "short_conv", "short_conv_step", "torch_short_conv"]
 
 
 def short_conv(
-    x_BTD: Tensor, weight_DW: Tensor, *, state_BWD: Tensor | None = None, backend: str = "torch"
+    x_BTD: Tensor, weight_DW: Tensor, *, state_BWD: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, D) and the state after the last token; before the first token comes `state_BWD` or zeros.
 
-    Raises InputError for shapes that do not fit or an unknown backend.
+    Raises InputError for shapes that do not fit or an backend that cannot run here.
     """
     batch, _, channels = x_BTD.shape
     state_shape = (batch, weight_DW.shape[1] - 1, channels)
@@ -36,9 +36,11 @@ def short_conv(
     elif state_BWD.shape != state_shape:
         raise InputError(f"short convolution: state {tuple(state_BWD.shape)} must be {state_shape}")
     inputs = torch.cat((state_BWD, x_BTD), dim=1)
-    convolve = choose("short convolution", backend=backend, implementations=BACKENDS)
+    backend = resolve(
+        "short convolution", backend=backend, device_type=x_BTD.device.type, implementations=BACKENDS
+    )
     # A slice from the length, not from the end: the state of width 1 is empty.
-    return convolve(inputs, weight_DW), inputs[:, inputs.shape[1] - state_shape[1] :]
+    return BACKENDS[backend](inputs, weight_DW), inputs[:, inputs.shape[1] - state_shape[1] :]
 
 
 def short_conv_step(x_BD: Tensor, weight_DW: Tensor, state_BWD: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,16 @@ def torch_short_conv(inputs_BTD: Tensor, weight_DW: Tensor) -> Tensor:
     return F.conv1d(channels_first, weight_DW[:, None], groups=weight_DW.shape[0]).transpose(1, 2)
 
 
+def fla_short_conv(inputs_BTD: Tensor, weight_DW: Tensor) -> Tensor:
+    """The same on the kernel of flash-linear-attention (fla-core 0.6)."""
+    from fla.modules.causal_conv1d import causal_conv1d
+
+    out: Tensor = causal_conv1d(inputs_BTD.contiguous(), weight_DW)[0]
+    return out[:, weight_DW.shape[1] - 1 :]
+
+
 BACKENDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reference": reference_short_conv,
     "torch": torch_short_conv,
+    "fla": fla_short_conv,
 }

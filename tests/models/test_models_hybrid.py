@@ -25,7 +25,7 @@ STACKS: dict[str, tuple[MixerSpec, ...]] = {
     "softmax and none": (NoMixer(), tiny.FULL, NoMixer(), tiny.WINDOW),
     "sinks and sigmoid": (tiny.FULL.replace(sinks=True), tiny.WINDOW.replace(scores="sigmoid")),
     **{f"{spec.kind} and full": (spec, tiny.FULL) for spec in tiny.LINEAR},
-    **({"linear only": tiny.LINEAR[:3]} if tiny.LINEAR else {}),
+    "linear only": tiny.LINEAR[:3],
     "everything": (tiny.WINDOW, *tiny.LINEAR, NoMixer(), tiny.FULL),
 }
 

@@ -14,7 +14,6 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from hwsearch.errors import InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.convert import build_model
-from hwsearch.models.mixers import MIXERS
 from hwsearch.models.native import NATIVE, check_layers, misfits, native_config, native_model, native_name
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
@@ -68,7 +67,6 @@ def test_softmax_hybrids_have_the_same_logits_natively(
     )
 
 
-@pytest.mark.skipif(GatedDeltaNet not in MIXERS, reason="the module of the gated delta net is not here yet")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_qwen3_with_gated_delta_nets_has_the_same_logits_as_qwen3_5(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,6 @@ import transformers
 
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers import MIXERS
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.ffn import SwiGLU
@@ -34,20 +33,16 @@ VOCABULARY = 97
 FULL = FullAttention(num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True)
 WINDOW = SlidingWindowAttention(window=5, **FULL.model_dump(exclude={"kind"}))
 
-LINEAR: tuple[MixerSpec, ...] = tuple(
-    spec
-    for spec in (
-        GatedDeltaNet(num_k_heads=2, num_v_heads=4, head_k_dim=12, head_v_dim=20),
-        JetBlock(num_heads=2, head_k_dim=12, head_v_dim=20),
-        DeltaNet(num_heads=4, head_k_dim=8, head_v_dim=8),
-        GLA(num_heads=2, head_k_dim=8, head_v_dim=16),
-        RetNet(num_heads=2, head_k_dim=8, head_v_dim=16),
-        Mamba2(num_heads=4, head_dim=16, state_size=8),
-        RWKV7(num_heads=2, head_dim=16),
-        RGLRU(width=48, num_heads=2),
-        H3(width=48),
-    )
-    if type(spec) in MIXERS
+LINEAR: tuple[MixerSpec, ...] = (
+    GatedDeltaNet(num_k_heads=2, num_v_heads=4, head_k_dim=12, head_v_dim=20),
+    JetBlock(num_heads=2, head_k_dim=12, head_v_dim=20),
+    DeltaNet(num_heads=4, head_k_dim=8, head_v_dim=8),
+    GLA(num_heads=2, head_k_dim=8, head_v_dim=16),
+    RetNet(num_heads=2, head_k_dim=8, head_v_dim=16),
+    Mamba2(num_heads=4, head_dim=16, state_size=8),
+    RWKV7(num_heads=2, head_dim=16),
+    RGLRU(width=48, num_heads=2),
+    H3(width=48),
 )
 
 LLAMA3_ROPE = {

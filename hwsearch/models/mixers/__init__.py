@@ -7,14 +7,29 @@ from collections.abc import Mapping
 from hwsearch.errors import InputError
 from hwsearch.models.mixers.attention import SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, Rope
-from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
+from hwsearch.models.mixers.delta import DeltaNet, GatedDeltaNet
+from hwsearch.models.mixers.diagonal import H3, RGLRU
+from hwsearch.models.mixers.jet_block import JetBlock
+from hwsearch.models.mixers.linear_attention import GLA, RetNet
+from hwsearch.models.mixers.mamba2 import Mamba2
+from hwsearch.models.mixers.rwkv7 import RWKV7
+from hwsearch.searchspace import mixers as specs
 from hwsearch.searchspace.mixers import Mixer as Spec
 
 __all__ = ["MIXERS", "mixer_for"]
 
 MIXERS: Mapping[type[Spec], type[Mixer]] = {
-    FullAttention: SoftmaxAttention,
-    SlidingWindowAttention: SoftmaxAttention,
+    specs.FullAttention: SoftmaxAttention,
+    specs.SlidingWindowAttention: SoftmaxAttention,
+    specs.GatedDeltaNet: GatedDeltaNet,
+    specs.JetBlock: JetBlock,
+    specs.DeltaNet: DeltaNet,
+    specs.GLA: GLA,
+    specs.RetNet: RetNet,
+    specs.Mamba2: Mamba2,
+    specs.RWKV7: RWKV7,
+    specs.RGLRU: RGLRU,
+    specs.H3: H3,
 }
 
 
