@@ -17,9 +17,10 @@ DECODE = ("--arch", "Qwen2.5-0.5B", "--workload", "decode:batch=1,context=1k")
 
 @pytest.fixture
 def ceilings(tmp_path: Path) -> Path:
+    """Half an H100."""
     path = tmp_path / "gpu.toml"
     path.write_text(
-        'name = "my-gpu"\npeak_bf16_tflops = 500\nbandwidth_gbs = 2000\nmemory_gib = 48\nnum_sms = 100\nl2_mib = 48\n',
+        'name = "my-gpu"\npeak_bf16_tflops = 494\nbandwidth_gbs = 1675\nmemory_gib = 40\nnum_sms = 132\nl2_mib = 50\n',
         encoding="utf-8",
     )
     return path
