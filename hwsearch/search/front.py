@@ -19,7 +19,7 @@ from hwsearch.search.space import FloatArray, Genomes
 
 __all__ = ["ExactFront", "exact_front"]
 
-_APART = 1e-9  # points closer than this share of the second objective's size are one
+_APART = 1e-9  # points closer than this share of an objective's size are one
 _TIME_LIMIT_S = 300.0
 
 
@@ -66,7 +66,8 @@ def exact_front(problem: Problem, *, time_limit_s: float = _TIME_LIMIT_S) -> Exa
         if len(objectives) == 1:
             genomes, points = [best.genome], [[best.value]]
             break
-        as_good = _below(objectives[0], best.value)
+        # Costs of equal architectures differ in the last bit: what is as good but for rounding is as good.
+        as_good = _below(objectives[0], best.value + _APART * abs(best.value))
         other = minimise(problem.space, objectives[1].cost, (*problem.budgets, as_good))
         genome = best.genome if other is None or other.genome is None else other.genome
         complete &= other is not None and other.proven
