@@ -45,11 +45,12 @@ def chunked_delta_rule(
 
     state = state_BHKV.to(dtype)
     starts, writes = [], []
-    for n in range(q.shape[2]):
+    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros for every chunk.
+    for x_n, y_n, kept_n, k_n in zip(*(value.unbind(dim=2) for value in (x, y, kept, k_to_end)), strict=True):
         starts.append(state)
-        u = x[:, :, n] - y[:, :, n] @ state
+        u = x_n - y_n @ state
         writes.append(u)
-        state = kept[:, :, n] * state + k_to_end[:, :, n] @ u
+        state = kept_n * state + k_n @ u
     scores = decay * (q @ k.transpose(-1, -2))
     out = (total.exp() * q) @ torch.stack(starts, dim=2) + scores @ torch.stack(writes, dim=2)
     return join(out, length).to(v_BTHV.dtype), state

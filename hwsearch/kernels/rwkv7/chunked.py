@@ -61,10 +61,11 @@ def chunked_rwkv7(
 
     state = state_BHKV.to(dtype)
     starts, removed = [], []
-    for n in range(r.shape[2]):
+    pieces = (value.unbind(dim=2) for value in (x, y, kept, written, b_to_end))
+    for x_n, y_n, kept_n, written_n, b_n in zip(*pieces, strict=True):
         starts.append(state)
-        u = x[:, :, n] + y[:, :, n] @ state
+        u = x_n + y_n @ state
         removed.append(u)
-        state = kept[:, :, n] * state + written[:, :, n] + b_to_end[:, :, n] @ u
+        state = kept_n * state + written_n + b_n @ u
     out = (r * total.exp()) @ torch.stack(starts, dim=2) + r_k @ v + r_b @ torch.stack(removed, dim=2)
     return join(out, length).to(v_BTHV.dtype), state
