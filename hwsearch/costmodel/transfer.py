@@ -44,7 +44,7 @@ _STEPS, _STEPS_NEAR = 40, 8  # of calibration; a fold's constants begin at those
 _TEMPER = 8  # points' worth of likelihood: more would bet on differences that few points cannot show
 _LEAST_WEIGHT = 0.05
 _WORTH = 0.02  # of the error of the points alone must be gained at least, or the source is dropped
-_SURE = 1.5  # standard errors that the gain must exceed
+_SURE = 2.0  # standard errors that the gain must exceed
 _FACTOR_UNMEASURED = 2.0  # interval of a family with no point at the target
 
 
@@ -144,7 +144,8 @@ def transfer_family(
     constants = {share: few.calibrate(share) for share in (None, *_SHARES)}
     crossed = _cross_validate(few, constants, seed)
     target = np.log(table.latency_ms)
-    weight = _select(crossed, target)
+    untouched = few.base(1.0, few.prior)
+    weight = _select(crossed, target, untouched)
     predicted = crossed @ weight
     width = Width(quantile=1.0, growth=source.family.spread.growth)
     width = replace(width, quantile=_quantile(np.abs(target - predicted) / width.scale(few.lent)))
@@ -260,10 +261,12 @@ def _cross_validate(
     return crossed
 
 
-def _select(crossed: FloatArray, target: FloatArray) -> FloatArray:
+def _select(crossed: FloatArray, target: FloatArray, untouched: FloatArray) -> FloatArray:
     """Weights (candidates,): each candidate's likelihood of the points, tempered, small ones dropped.
 
-    All on the points alone where the mixture is not better by more than chance.
+    All on the points alone where the mixture is not better by more than chance. Where the `untouched` source, which
+    needs no point and so cannot flatter itself on them, already errs less than the points alone, it need only be
+    better.
     """
     error = np.abs(crossed - target[:, None]).mean(axis=0)
     weight: FloatArray = (error.min() / error) ** _TEMPER
@@ -272,7 +275,8 @@ def _select(crossed: FloatArray, target: FloatArray) -> FloatArray:
     weight /= weight.sum()
     gain = np.abs(crossed[:, _ALONE] - target) - np.abs(crossed @ weight - target)
     chance = _SURE * float(gain.std(ddof=1)) / np.sqrt(len(gain))
-    if gain.mean() < max(chance, _WORTH * error[_ALONE]):
+    related = float(np.abs(untouched - target).mean()) < error[_ALONE]
+    if gain.mean() < max(0.0 if related else chance, _WORTH * error[_ALONE]):
         weight = np.eye(len(weight))[_ALONE]
     return weight
 
