@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import analytic_ms
+from hwsearch.costmodel.analytic import FORMS, analytic_ms
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
@@ -17,6 +17,7 @@ from hwsearch.costmodel.region import Region, fit_region, shape_axes
 from hwsearch.costmodel.residual import Residual, cross_fit, fit_residual
 from hwsearch.costmodel.stress import widened
 from hwsearch.costmodel.tables import Table
+from hwsearch.errors import DataError
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
 
@@ -97,7 +98,12 @@ def family_from_state(
     spread: Mapping[str, float],
     arrays: Mapping[str, NDArray[np.generic]],
 ) -> Family:
-    """The inverse of Family.state."""
+    """The inverse of Family.state. DataError where another version's analytic form was fitted."""
+    if set(constants) != {constant.name for constant in FORMS[kind].constants}:
+        raise DataError(
+            f"the {kind} family was fitted with the analytic form of another version of hwsearch: fit the model again "
+            "from its measurements"
+        )
 
     def part(prefix: str) -> dict[str, NDArray[np.generic]]:
         return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

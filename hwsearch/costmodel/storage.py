@@ -135,7 +135,7 @@ def load_state(path: Path) -> ModelState:
         families: dict[str, Family | TransferredFamily] = {}
         for kind, own in document["families"].items():
             if kind not in KINDS:
-                raise DataError(f"{path} holds the unknown operator {kind!r}: update hwsearch")
+                raise DataError(f"it holds the unknown operator {kind!r}: update hwsearch")
             prefix = f"{kind}/"
             part = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
             if "transferred_from" in own:
@@ -155,5 +155,7 @@ def load_state(path: Path) -> ModelState:
                 kind: OperatorErrors(**errors) for kind, errors in document.get("held_out", {}).items()
             },
         )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a whole cost model ({error!r}): fit it again") from error

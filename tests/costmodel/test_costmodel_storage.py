@@ -103,3 +103,14 @@ def test_json_without_a_part(saved: Path, lost: str) -> None:
     (saved / "model.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match="not a whole cost model"):
         CostModel.load(saved)
+
+
+def test_a_model_of_another_analytic_form(saved: Path) -> None:
+    document = json.loads((saved / "model.json").read_text())
+    kind = next(iter(document["families"]))
+    document["families"][kind]["constants"]["of_old"] = 1.0
+    (saved / "model.json").write_text(json.dumps(document))
+    with pytest.raises(
+        DataError, match=f"{kind} family was fitted with the analytic form of another version"
+    ):
+        CostModel.load(saved)
