@@ -148,7 +148,7 @@ class MixerContract:
         found = []
         for backend in ("auto", "reference"):
             mixer, hidden = self.build(), self.inputs().requires_grad_()
-            mixer.backend = backend  # type: ignore[assignment]
+            mixer.backend = backend
             mixer(hidden)[0].square().sum().backward()
             found.append([hidden.grad, *(p.grad for p in mixer.parameters())])
         for ours, expected in zip(*found, strict=True):

@@ -3,7 +3,8 @@
 Inherited as they are: embeddings, LM head, norms, feed-forward networks of the checkpoint's size, and softmax layers of
 its dimensions, windowed or not. Fewer key/value heads get the mean of those they replace (arXiv 2305.13245). A linear
 mixer starts from the teacher's projections, as in arXiv 2408.15237: queries, keys, values and output take the places
-that attention gives them, head by head as in `projections.py`. What is left starts fresh, and the report says so.
+that attention gives them, head by head as in `projections.py`; its gates and convolutions start neutral (`neutral.py`).
+What is left starts fresh, and the report says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hwsearch.errors import InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.models.neutral import neutral_start
 from hwsearch.models.projections import Teacher, mapped_mixer
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
@@ -67,11 +69,11 @@ def build_model(
         config = HybridConfig.of(architecture)
         for name, value in checkpoint.token_ids.items():
             setattr(config, name, value)
-        inherited, mapped = _weights(architecture, checkpoint)
+        inherited, mapped, neutral = _weights(architecture, checkpoint)
         model, info = HybridForCausalLM.from_pretrained(
             None,
             config=config,
-            state_dict=inherited | mapped,
+            state_dict=inherited | mapped | neutral,
             dtype=dtype or checkpoint.dtype,
             output_loading_info=True,
         )
@@ -105,22 +107,27 @@ def _described(mixer: FullAttention) -> str:
 
 def _weights(
     architecture: Architecture, checkpoint: Checkpoint
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State-dict entries that are copied, and those that are computed."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """State-dict entries that are copied, those that are computed from attention, and neutral ones."""
     inherited = {name: checkpoint.tensor(name) for name in ("model.embed_tokens.weight", "model.norm.weight")}
     if not architecture.base.tie_word_embeddings:
         inherited["lm_head.weight"] = checkpoint.tensor("lm_head.weight")
     mapped: dict[str, Tensor] = {}
+    neutral: dict[str, Tensor] = {}
     for index, layer in enumerate(architecture.layers):
-        copied, computed = _layer_weights(layer, architecture.base, checkpoint, f"model.layers.{index}.")
-        inherited |= {f"model.layers.{index}.{name}": tensor for name, tensor in copied.items()}
-        mapped |= {f"model.layers.{index}.{name}": tensor for name, tensor in computed.items()}
-    return inherited, mapped
+        prefix = f"model.layers.{index}."
+        copied, computed = _layer_weights(layer, architecture.base, checkpoint, prefix)
+        inherited |= {prefix + name: tensor for name, tensor in copied.items()}
+        mapped |= {f"{prefix}mixer.{name}": tensor for name, tensor in computed.items()}
+        start = neutral_start(layer.mixer, architecture.base.hidden_size)
+        neutral |= {f"{prefix}mixer.{name}": tensor for name, tensor in start.items()}
+    return inherited, mapped, neutral
 
 
 def _layer_weights(
     layer: LayerSpec, base: Base, checkpoint: Checkpoint, prefix: str
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Of one layer: what is copied, by the names in the layer; what attention gives, by the names in its mixer."""
     names = [f"{norm}.weight" for norm in _NORMS]
     if layer.mixer.kind == "none":
         names.remove("input_layernorm.weight")
@@ -134,11 +141,10 @@ def _layer_weights(
     }
     if isinstance(layer.mixer, FullAttention | SlidingWindowAttention):
         if _same_softmax(layer.mixer, base.mixer):
-            new = {"mixer.sinks": _quiet_sinks(layer.mixer)} if layer.mixer.sinks else {}
+            new = {"sinks": _quiet_sinks(layer.mixer)} if layer.mixer.sinks else {}
             return copied | {f"mixer.{name}": tensor for name, tensor in attention.items()}, new
-        return copied, {f"mixer.{k}": v for k, v in _pooled(layer.mixer, base.mixer, attention).items()}
-    teacher = Teacher.of(base.mixer, attention)
-    return copied, {f"mixer.{k}": v for k, v in mapped_mixer(layer.mixer, teacher).items()}
+        return copied, _pooled(layer.mixer, base.mixer, attention)
+    return copied, mapped_mixer(layer.mixer, Teacher.of(base.mixer, attention))
 
 
 def _attention_names(mixer: FullAttention) -> list[str]:

@@ -6,6 +6,7 @@ head, as in Qwen and Llama. Importing this module registers the classes with Aut
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,25 @@ class _Hybrid(PreTrainedModel):
         if isinstance(module, Mixer):
             module.reset_parameters()
 
-    def set_backend(self, backend: Backend) -> None:
-        """Ask every mixer for this backend of its kernels; one that a mixer does not have fails in the forward."""
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: for custom code transformers passes over modules without parameters of their own, mixers among them.
+
+        It does so because such code may overwrite what was loaded; ours spares it.
+        """
+        return False
+
+    def set_backend(self, backend: Backend, *, layers: Iterable[int] | None = None) -> None:
+        """Ask the mixers of some layers (None: all) for this backend of their kernels.
+
+        A mixer that does not have it fails in its forward; softmax attention has torch and reference.
+        """
+        wanted = None if layers is None else frozenset(layers)
         for module in self.modules():
-            if isinstance(module, Mixer):
-                module.backend = backend
+            if isinstance(module, HybridModel):
+                for index, mixer in enumerate(module.mixers):
+                    if mixer is not None and (wanted is None or index in wanted):
+                        mixer.backend = backend
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """As in transformers, and beside the weights the module through which AutoModel finds these classes."""
@@ -140,7 +155,7 @@ class HybridModel(_Hybrid):
         """Hidden states (B, T, D) after the final norm, as in transformers.
 
         attention_mask: (B, T), or (B, tokens in the cache + T). With a cache only the left may be padded. Without
-        one the right may be too.
+        one the right may be too; use_cache None makes none for a batch that is padded on the right, nor in training.
         Raises InputError for both or neither of input_ids and inputs_embeds, for a cache that is not a HybridCache,
         a mask that does not fit, and output_attentions.
         """
@@ -152,6 +167,8 @@ class HybridModel(_Hybrid):
             )
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length, _ = hidden_BTD.shape
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not _right_padded(attention_mask)
         cache = self._cache(past_key_values, use_cache)
         mask_BT = _mask(attention_mask, batch, length, cache)
         if position_ids is None:
@@ -180,8 +197,8 @@ class HybridModel(_Hybrid):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _cache(self, given: HybridCache | None, use_cache: bool | None) -> HybridCache | None:
-        """The cache to use: what was given, a new one where one is wanted, none while training."""
+    def _cache(self, given: HybridCache | None, use_cache: bool) -> HybridCache | None:
+        """The cache to use: what was given, or a new one where one is wanted."""
         if given is not None and not isinstance(given, HybridCache):
             raise InputError(
                 f"past_key_values is a {type(given).__name__}; leave it out, or pass a HybridCache (model.new_cache())"
@@ -190,11 +207,7 @@ class HybridModel(_Hybrid):
             if given is not None:
                 raise InputError("gradient checkpointing runs layers twice: leave past_key_values out")
             return None
-        if given is not None:
-            return given
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        return self.new_cache() if use_cache else None
+        return given if given is not None or not use_cache else self.new_cache()
 
 
 class HybridForCausalLM(_Hybrid, GenerationMixin):
@@ -284,6 +297,12 @@ def hybrid_config(architecture: Architecture) -> HybridConfig:
         f"{built} parameters built, {architecture.parameters} in closed form"
     )
     return config
+
+
+def _right_padded(attention_mask: Tensor | None) -> bool:
+    if attention_mask is None or attention_mask.dim() != 2 or torch.compiler.is_compiling():
+        return False
+    return not bool(attention_mask[:, -1].all())
 
 
 def _mask(attention_mask: Tensor | None, batch: int, length: int, cache: HybridCache | None) -> Tensor | None:

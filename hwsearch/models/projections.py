@@ -11,19 +11,31 @@ A teacher's value channel that is read r times has its output column divided by 
 
 The RMSNorm that Qwen3 puts on queries and keys becomes a factor per channel: the mixers normalise themselves, and a
 norm forgets the scale but not the weight. Biases on queries, keys and values have no place in a linear mixer and are
-dropped.
+dropped. What decides about time starts neutral, see `neutral.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, JetBlock, MixerSpec
+from hwsearch.searchspace.mixers import (
+    GLA,
+    H3,
+    RGLRU,
+    RWKV7,
+    DeltaNet,
+    FullAttention,
+    GatedDeltaNet,
+    JetBlock,
+    Mamba2,
+    MixerSpec,
+    RetNet,
+)
 
 __all__ = ["Heads", "Teacher", "channel_map", "mapped_mixer"]
 
@@ -98,10 +110,42 @@ def _slowest(dim: int, kept: int) -> Tensor:
 
 def mapped_mixer(spec: MixerSpec, teacher: Teacher) -> dict[str, Tensor]:
     """State-dict entries of a linear mixer that follow from a teacher; empty for a mixer without counterparts."""
-    for kind, mapping in _MAPPINGS.items():
-        if isinstance(spec, kind):
-            return mapping(spec, teacher)
-    return {}
+    own = teacher.heads
+    match spec:
+        case GatedDeltaNet():
+            keys, values = Heads(spec.num_k_heads, spec.head_k_dim), Heads(spec.num_v_heads, spec.head_v_dim)
+            return _qkvo(teacher, keys, values)
+        case JetBlock() | DeltaNet() | GLA() | RetNet():
+            keys, values = Heads(spec.num_heads, spec.head_k_dim), Heads(spec.num_heads, spec.head_v_dim)
+            return _qkvo(teacher, keys, values)
+        case RWKV7():
+            heads = Heads(spec.num_heads, spec.head_dim)
+            return _qkvo(teacher, heads, heads, queries="r_proj")
+        case H3() if spec.width % own.count == 0:
+            # One channel is its own head here; a teacher's head stays together and keeps its order.
+            heads = Heads(own.count, spec.width // own.count)
+            return _qkvo(teacher, heads, heads)
+        case RGLRU() if spec.width % own.count == 0:
+            read = channel_map(Heads(own.count, spec.width // own.count), own, rotated=False)
+            return {"linear_x.weight": _rows(teacher.v, read), "linear_out.weight": _columns(teacher.o, read)}
+        case Mamba2():
+            return _mamba2(spec, teacher)
+        case _:
+            return {}
+
+
+def _mamba2(spec: Mamba2, teacher: Teacher) -> dict[str, Tensor]:
+    """B is the keys, C the queries, x the values (arXiv 2408.15237); the gate z and the step sizes are new.
+
+    The step sizes' projection starts at zero: every token the same step.
+    """
+    values = channel_map(Heads(spec.num_heads, spec.head_dim), teacher.heads, rotated=False)
+    groups = channel_map(Heads(spec.n_groups, spec.state_size), teacher.heads, rotated=True)
+    nothing = torch.full((spec.num_heads * spec.head_dim,), -1)
+    gate = _rows(teacher.v, nothing)
+    steps = torch.zeros(spec.num_heads, teacher.v.shape[1], dtype=teacher.v.dtype)
+    inputs = (gate, _rows(teacher.v, values), _rows(teacher.k, groups), _rows(teacher.q, groups), steps)
+    return {"in_proj.weight": torch.cat(inputs), "out_proj.weight": _columns(teacher.o, values)}
 
 
 def _rows(weight: Tensor, channels: Tensor) -> Tensor:
@@ -120,26 +164,12 @@ def _columns(weight: Tensor, channels: Tensor) -> Tensor:
     return (weight[:, channels.clamp(min=0)].float() * share).to(weight.dtype)
 
 
-def _qkvo(teacher: Teacher, keys: Heads, values: Heads) -> dict[str, Tensor]:
+def _qkvo(teacher: Teacher, keys: Heads, values: Heads, *, queries: str = "q_proj") -> dict[str, Tensor]:
     key_channels = channel_map(keys, teacher.heads, rotated=True)
     value_channels = channel_map(values, teacher.heads, rotated=False)
     return {
-        "q_proj.weight": _rows(teacher.q, key_channels),
+        f"{queries}.weight": _rows(teacher.q, key_channels),
         "k_proj.weight": _rows(teacher.k, key_channels),
         "v_proj.weight": _rows(teacher.v, value_channels),
         "o_proj.weight": _columns(teacher.o, value_channels),
     }
-
-
-def _gated_delta_net(spec: GatedDeltaNet, teacher: Teacher) -> dict[str, Tensor]:
-    return _qkvo(teacher, Heads(spec.num_k_heads, spec.head_k_dim), Heads(spec.num_v_heads, spec.head_v_dim))
-
-
-def _jet_block(spec: JetBlock, teacher: Teacher) -> dict[str, Tensor]:
-    return _qkvo(teacher, Heads(spec.num_heads, spec.head_k_dim), Heads(spec.num_heads, spec.head_v_dim))
-
-
-_MAPPINGS: Mapping[type, Callable[..., dict[str, Tensor]]] = {
-    GatedDeltaNet: _gated_delta_net,
-    JetBlock: _jet_block,
-}

@@ -20,17 +20,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from hwsearch.errors import DependencyError, InputError
 from hwsearch.models.misfits import Misfit, described
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.mixers import (
+    GLA,
+    DeltaNet,
     FullAttention,
     GatedDeltaNet,
     JetBlock,
     MixerSpec,
     NoMixer,
+    RetNet,
     SlidingWindowAttention,
 )
 
@@ -50,17 +52,20 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class _FlaMixer:
-    """How fla names a linear mixer: its config and model classes, its layer class, and the fields of a spec."""
+    """How fla names a linear mixer.
+
+    prefix: of its config and model classes. layer: the layer's class. fields: of the config, from a spec and the hidden
+    size. dims: the layer's attribute for each field of the spec that it has.
+    """
 
     model_type: str
-    config: str
-    model: str
+    prefix: str
     layer: str
-    fields: Callable[[Any], Mapping[str, Any]]
-    shape: Callable[[nn.Module], Mapping[str, int]]
+    fields: Callable[[Any, int], Mapping[str, Any]]
+    dims: Mapping[str, str]
 
 
-def _gated_delta_net(spec: GatedDeltaNet) -> dict[str, Any]:
+def _gated_delta_net(spec: GatedDeltaNet, hidden_size: int) -> dict[str, Any]:
     return {
         "num_heads": spec.num_k_heads,
         "num_v_heads": spec.num_v_heads,
@@ -70,26 +75,37 @@ def _gated_delta_net(spec: GatedDeltaNet) -> dict[str, Any]:
     }
 
 
-def _gated_delta_net_shape(layer: Any) -> dict[str, int]:
+def _expanded(spec: DeltaNet | GLA | RetNet, hidden_size: int) -> dict[str, Any]:
+    """Key and value widths as shares of the hidden size."""
+    conv = {"conv_size": spec.conv_size} if isinstance(spec, DeltaNet) else {}
     return {
-        "num_k_heads": layer.num_heads,
-        "num_v_heads": layer.num_v_heads,
-        "head_k_dim": layer.head_k_dim,
-        "head_v_dim": layer.head_v_dim,
-        "conv_size": layer.conv_size,
+        "num_heads": spec.num_heads,
+        "expand_k": expansion(hidden_size, spec.num_heads * spec.head_k_dim),
+        "expand_v": expansion(hidden_size, spec.num_heads * spec.head_v_dim),
+        **conv,
     }
 
 
+_HEADS = {"num_heads": "num_heads", "head_k_dim": "head_k_dim", "head_v_dim": "head_v_dim"}
 _FLA: Mapping[type[MixerSpec], _FlaMixer] = {
     GatedDeltaNet: _FlaMixer(
         "gated_deltanet",
-        "GatedDeltaNetConfig",
-        "GatedDeltaNetForCausalLM",
+        "GatedDeltaNet",
         "GatedDeltaNet",
         _gated_delta_net,
-        _gated_delta_net_shape,
+        {
+            "num_k_heads": "num_heads",
+            "num_v_heads": "num_v_heads",
+            "head_k_dim": "head_k_dim",
+            "head_v_dim": "head_v_dim",
+            "conv_size": "conv_size",
+        },
     ),
+    DeltaNet: _FlaMixer("delta_net", "DeltaNet", "DeltaNet", _expanded, {**_HEADS, "conv_size": "conv_size"}),
+    GLA: _FlaMixer("gla", "GLA", "GatedLinearAttention", _expanded, _HEADS),
+    RetNet: _FlaMixer("retnet", "RetNet", "MultiScaleRetention", _expanded, _HEADS),
 }
+_GLA_RANK = 16  # of its gate; not in fla's config
 
 
 def expansion(head_k_dim: int, head_v_dim: int) -> float:
@@ -111,26 +127,29 @@ def fla_config(architecture: Architecture) -> RuntimeConfig:
     entry = _FLA[type(mixer)]
     content: dict[str, Any] = {
         "model_type": entry.model_type,
-        "architectures": [entry.model],
+        "architectures": [f"{entry.prefix}ForCausalLM"],
         **_common(architecture),
         "hidden_act": "swish",
         "norm_eps": base.rms_norm_eps,
         "attn": _fla_attention(architecture),
-        **entry.fields(mixer),
+        **entry.fields(mixer, base.hidden_size),
     }
     if importlib.util.find_spec("fla") is None or importlib.util.find_spec("fla.models") is None:
         raise DependencyError(
             "flash-linear-attention", extra="gpu", purpose="checking an fla config by building it"
         )
     _check_fla(entry, content, architecture)
-    return RuntimeConfig(entry.model, content, built=True)
+    return RuntimeConfig(f"{entry.prefix}ForCausalLM", content, built=True)
 
 
 def _fla_misfits(architecture: Architecture) -> list[Misfit]:
     base, found = architecture.base, []
     for index, layer in enumerate(architecture.layers):
         mixer, reasons = layer.mixer, []
+        if isinstance(mixer, GLA) and mixer.gate_low_rank_dim != _GLA_RANK:
+            reasons.append(f"a gate of rank {mixer.gate_low_rank_dim}, its gate has {_GLA_RANK}")
         if not isinstance(mixer, _SOFTMAX):
+            found += [Misfit.of(index, layer, reason) for reason in reasons]
             continue
         if mixer.qk_norm:
             reasons.append("its attention has no norm on queries and keys")
@@ -170,15 +189,17 @@ def _check_fla(entry: _FlaMixer, content: Mapping[str, Any], architecture: Archi
     models = importlib.import_module("fla.models")
     fields = {key: value for key, value in content.items() if key != "model_type"}
     with torch.device("meta"), _without_flash_attn():
-        model = getattr(models, entry.model)(getattr(models, entry.config)(**fields))
+        config = getattr(models, f"{entry.prefix}Config")(**fields)
+        model = getattr(models, f"{entry.prefix}ForCausalLM")(config)
     for index, (built, layer) in enumerate(zip(model.model.layers, architecture.layers, strict=True)):
         wanted, mixer = layer.mixer, built.attn
         if isinstance(wanted, _SOFTMAX):
             window = wanted.window if isinstance(wanted, SlidingWindowAttention) else None
             right = type(mixer).__name__ == "Attention" and mixer.window_size == window
         else:
-            shape = wanted.model_dump(exclude={"kind"})
-            right = type(mixer).__name__ == entry.layer and entry.shape(mixer) == shape
+            right = type(mixer).__name__ == entry.layer and all(
+                getattr(mixer, attribute) == getattr(wanted, name) for name, attribute in entry.dims.items()
+            )
         if not right:
             raise InputError(
                 f"fla builds {type(mixer).__name__} for layer {index}, asked for {wanted.kind} {wanted.label}"

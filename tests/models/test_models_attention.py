@@ -12,7 +12,8 @@ from torch import Tensor
 from hwsearch.errors import InputError
 from hwsearch.kernels.attention import attention
 from hwsearch.models.mixers import mixer_for
-from hwsearch.models.mixers.base import Mixer, Rope
+from hwsearch.models.mixers.attention import AttentionState
+from hwsearch.models.mixers.base import Mixer, MixerState, Rope
 from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 from hwsearch.searchspace.mixers import Mixer as Spec
 from tests.models import tiny
@@ -152,3 +153,46 @@ def test_an_unknown_backend_is_refused_and_never_replaced() -> None:
     mixer = mixer_for(tiny.FULL, 32, rope=Rope(theta=1e4), backend="triton")
     with pytest.raises(InputError, match="unknown backend for attention 'triton'"):
         mixer(torch.randn(1, 3, 32))
+
+
+def _steps(mixer: Mixer, state: MixerState, tokens: Tensor) -> tuple[Tensor, MixerState]:
+    outs = []
+    for t in range(tokens.shape[1]):
+        out, after = mixer(tokens[:, t : t + 1], state=state)
+        assert after is not None
+        state = after
+        outs.append(out)
+    return torch.cat(outs, dim=1), state
+
+
+def test_a_state_serves_two_continuations_and_decoding_does_not_copy_the_cache() -> None:
+    torch.manual_seed(0)
+    mixer = mixer_for(tiny.FULL, 32, rope=Rope(theta=1e4))
+    prompt, left, right = torch.randn(1, 9, 32), torch.randn(1, 300, 32), torch.randn(1, 300, 32)
+    with torch.inference_mode():
+        _, start = mixer(prompt, state=mixer.new_state(1))
+        first, after = _steps(mixer, start, left[:, :4])
+        assert isinstance(after, AttentionState)
+        at = after.k_BHSD.data_ptr()
+        second, _ = _steps(mixer, start, right[:, :4])
+        rest, last = _steps(mixer, after, left[:, 4:100])
+        assert isinstance(last, AttentionState)
+        assert last.k_BHSD.data_ptr() == at, "the cache moved within its room"
+        for tokens, found in ((left[:, :100], torch.cat((first, rest), dim=1)), (right[:, :4], second)):
+            expected, _ = mixer(torch.cat((prompt, tokens), dim=1))
+            assert tiny.largest_difference(found, expected[:, 9:]) < 1e-5
+    with torch.no_grad():  # what inference mode made must not be written to outside of it
+        longer, _ = _steps(mixer, last, left[:, 100:])
+        expected, _ = mixer(torch.cat((prompt, left), dim=1))
+        assert tiny.largest_difference(longer, expected[:, 109:]) < 1e-5
+
+
+def test_gradients_flow_through_a_cache() -> None:
+    torch.manual_seed(0)
+    mixer = mixer_for(tiny.FULL, 32, rope=Rope(theta=1e4))
+    hidden = torch.randn(1, 9, 32, requires_grad=True)
+    whole = torch.autograd.grad(mixer(hidden)[0].square().sum(), hidden)[0]
+    first, state = mixer(hidden[:, :5], state=mixer.new_state(1))
+    second, _ = mixer(hidden[:, 5:], state=state)
+    pieces = torch.autograd.grad(torch.cat((first, second), dim=1).square().sum(), hidden)[0]
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-4)

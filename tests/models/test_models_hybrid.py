@@ -18,11 +18,15 @@ from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.searchspace.mixers import MixerSpec, NoMixer
 from tests.models import tiny
 
-CLOSE = 1e-5  # fp32, on logits of a few units
+CLOSE = 1e-5  # of the largest logit, in fp32
 STACKS: dict[str, tuple[MixerSpec, ...]] = {
     "full": (tiny.FULL, tiny.FULL),
     "window": (tiny.WINDOW, tiny.WINDOW.replace(window=1), tiny.WINDOW.replace(window=64)),
     "softmax and none": (NoMixer(), tiny.FULL, NoMixer(), tiny.WINDOW),
+    "sinks and sigmoid": (tiny.FULL.replace(sinks=True), tiny.WINDOW.replace(scores="sigmoid")),
+    **{f"{spec.kind} and full": (spec, tiny.FULL) for spec in tiny.LINEAR},
+    "linear only": tiny.LINEAR[:3],
+    "everything": (tiny.WINDOW, *tiny.LINEAR, NoMixer(), tiny.FULL),
 }
 
 
@@ -45,7 +49,7 @@ def in_pieces(model: HybridForCausalLM, ids: Tensor, lengths: list[int], **argum
 def test_pieces_with_a_cache_equal_one_forward(model: HybridForCausalLM, lengths: list[int]) -> None:
     ids = tiny.tokens(3, 23)
     whole = tiny.logits(model, ids, use_cache=False)
-    assert tiny.largest_difference(in_pieces(model, ids, lengths), whole) < CLOSE
+    assert tiny.relative_difference(in_pieces(model, ids, lengths), whole) < CLOSE
     assert whole.std() > 0.1, "logits too small for the comparison to mean anything"
 
 
@@ -59,8 +63,8 @@ def test_left_padding_changes_nothing(model: HybridForCausalLM, lengths: list[in
     with_cache = in_pieces(model, ids, lengths, attention_mask=mask)
     for row, padded in enumerate(padding):
         alone = tiny.logits(model, ids[row : row + 1, padded:], use_cache=False)[0]
-        assert tiny.largest_difference(padded_at_once[row, padded:], alone) < CLOSE
-        assert tiny.largest_difference(with_cache[row, padded:], alone) < CLOSE
+        assert tiny.relative_difference(padded_at_once[row, padded:], alone) < CLOSE
+        assert tiny.relative_difference(with_cache[row, padded:], alone) < CLOSE
 
 
 def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: HybridForCausalLM) -> None:
@@ -69,7 +73,8 @@ def test_right_padding_is_harmless_without_a_cache_and_refused_with_one(model: H
     mask[1, 6:] = 0
     padded = tiny.logits(model, ids, attention_mask=mask, use_cache=False)
     alone = tiny.logits(model, ids[1:, :6], use_cache=False)
-    assert tiny.largest_difference(padded[1, :6], alone[0]) < CLOSE
+    assert tiny.relative_difference(padded[1, :6], alone[0]) < CLOSE
+    assert torch.equal(tiny.logits(model, ids, attention_mask=mask), padded)
     with pytest.raises(InputError, match="pad on the left"):
         model(ids, attention_mask=mask, use_cache=True)
 
@@ -107,6 +112,26 @@ def test_generation_goes_on_from_a_cache(model: HybridForCausalLM) -> None:
     assert torch.equal(more.sequences, model.generate(ids, max_new_tokens=8, do_sample=False))
 
 
+def test_generation_starts_from_embeddings_as_from_tokens(model: HybridForCausalLM) -> None:
+    ids = tiny.tokens(1, 6)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    embedded = model.generate(inputs_embeds=model.model.embed_tokens(ids), **options)
+    assert torch.equal(embedded, model.generate(ids, **options)[:, 6:])
+
+
+def test_backends_are_asked_of_layers_and_never_replaced() -> None:
+    model = tiny.model(tiny.FULL, NoMixer(), tiny.WINDOW)
+    ids = tiny.tokens(2, 9)
+    expected = tiny.logits(model, ids)
+    model.set_backend("reference", layers=[2])
+    assert tiny.relative_difference(tiny.logits(model, ids), expected) < CLOSE
+    mixers = model.model.mixers
+    assert [mixer and mixer.kernel_used for mixer in mixers] == ["torch", None, "reference"]
+    model.set_backend("triton")
+    with pytest.raises(InputError, match="triton"):
+        model(ids)
+
+
 def test_a_window_bounds_the_cache() -> None:
     model = tiny.model(tiny.WINDOW, NoMixer())
     cache = model.new_cache()
@@ -128,7 +153,7 @@ def test_cache_follows_the_sequences_it_is_told_to_keep(model: HybridForCausalLM
     cache.batch_repeat_interleave(2)
     kept = ids[[2, 2, 0, 0]]
     after = tiny.logits(model, kept[:, 8:], past_key_values=cache)
-    assert tiny.largest_difference(after, tiny.logits(model, kept)[:, 8:]) < CLOSE
+    assert tiny.relative_difference(after, tiny.logits(model, kept)[:, 8:]) < CLOSE
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: HybridForCausalLM) -> None:
@@ -137,7 +162,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: HybridForCausalL
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])

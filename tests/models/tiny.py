@@ -14,11 +14,36 @@ from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.ffn import SwiGLU
-from hwsearch.searchspace.mixers import FullAttention, MixerSpec, SlidingWindowAttention
+from hwsearch.searchspace.mixers import (
+    GLA,
+    H3,
+    RGLRU,
+    RWKV7,
+    DeltaNet,
+    FullAttention,
+    GatedDeltaNet,
+    JetBlock,
+    Mamba2,
+    MixerSpec,
+    RetNet,
+    SlidingWindowAttention,
+)
 
 VOCABULARY = 97
 FULL = FullAttention(num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True)
 WINDOW = SlidingWindowAttention(window=5, **FULL.model_dump(exclude={"kind"}))
+
+LINEAR: tuple[MixerSpec, ...] = (
+    GatedDeltaNet(num_k_heads=2, num_v_heads=4, head_k_dim=12, head_v_dim=20),
+    JetBlock(num_heads=2, head_k_dim=12, head_v_dim=20),
+    DeltaNet(num_heads=4, head_k_dim=8, head_v_dim=8),
+    GLA(num_heads=2, head_k_dim=8, head_v_dim=16),
+    RetNet(num_heads=2, head_k_dim=8, head_v_dim=16),
+    Mamba2(num_heads=4, head_dim=16, state_size=8),
+    RWKV7(num_heads=2, head_dim=16),
+    RGLRU(width=48, num_heads=2),
+    H3(width=48),
+)
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -104,6 +129,11 @@ def save_checkpoint(
 
 def largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().max())
+
+
+def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest number on the right."""
+    return largest_difference(left, right) / float(right.abs().max())
 
 
 def logits(module: Any, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:

@@ -7,7 +7,8 @@ rotated keys; a window keeps no more than it can see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -23,17 +24,59 @@ from hwsearch.searchspace.mixers import Mixer as Spec
 __all__ = ["AttentionState", "SoftmaxAttention"]
 
 
+_ROOM = 256  # tokens: decoding copies the cache once in so many steps instead of at every one
+
+
 @dataclass(frozen=True)
 class AttentionState(MixerState):
     """Rotated keys and values (B, H_kv, S, D) of the tokens still visible, and how many real tokens were seen (B,).
 
-    mask_BS: False at padded keys; None where no key is padded.
+    mask_BS: False at padded keys; None where no key is padded. room: the buffer whose first S tokens the keys and
+    values are, where the next ones can be written; not counted in `bytes`.
     """
 
     k_BHSD: Tensor
     v_BHSD: Tensor
     seen_B: Tensor
     mask_BS: Tensor | None = None
+    room: _Room | None = None
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> AttentionState:
+        return replace(super().apply(change), room=None)
+
+    def extended(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor, _Room | None]:
+        """Keys and values with the new ones behind, and their buffer.
+
+        This state stays as it is: a buffer in which another continuation of it has written is left to that one.
+        """
+        if torch.is_grad_enabled() and (k_BHTD.requires_grad or self.k_BHSD.requires_grad):
+            return torch.cat((self.k_BHSD, k_BHTD), dim=2), torch.cat((self.v_BHSD, v_BHTD), dim=2), None
+        past, total = self.k_BHSD.shape[2], self.k_BHSD.shape[2] + k_BHTD.shape[2]
+        room = self.room
+        if room is None or not room.free(past, total):
+            batch, heads, _, head_dim = k_BHTD.shape
+            shape = (batch, heads, total + _ROOM, head_dim)
+            room = _Room(k_BHTD.new_empty(shape), v_BHTD.new_empty(shape), past)
+            room.k_BHCD[:, :, :past] = self.k_BHSD
+            room.v_BHCD[:, :, :past] = self.v_BHSD
+        room.k_BHCD[:, :, past:total] = k_BHTD
+        room.v_BHCD[:, :, past:total] = v_BHTD
+        room.filled = total
+        return room.k_BHCD[:, :, :total], room.v_BHCD[:, :, :total], room
+
+
+@dataclass
+class _Room:
+    """Keys and values with unused places behind the `filled` ones."""
+
+    k_BHCD: Tensor
+    v_BHCD: Tensor
+    filled: int
+
+    def free(self, past: int, total: int) -> bool:
+        """Whether tokens `past` to `total` can be written here."""
+        writable = torch.is_inference_mode_enabled() or not self.k_BHCD.is_inference()
+        return writable and self.filled == past and self.k_BHCD.shape[2] >= total
 
 
 class SoftmaxAttention(Mixer):
@@ -134,12 +177,8 @@ class SoftmaxAttention(Mixer):
 
         after, mask_BS = None, mask_BT
         if state is not None:
-            k_BHSD = torch.cat((state.k_BHSD, k_BHSD), dim=2)
-            v_BHSD = torch.cat((state.v_BHSD, v_BHSD), dim=2)
             mask_BS = _joined(state, mask_BT, batch, length)
-            after = self._kept(
-                state, k_BHSD, v_BHSD, mask_BS, length if mask_BT is None else mask_BT.sum(dim=1)
-            )
+            k_BHSD, v_BHSD, after = self._advanced(state, k_BHSD, v_BHSD, mask_BS, mask_BT)
         self.kernel_used = backend = "torch" if self.backend == "auto" else self.backend
         out_BHTD = attention(
             q_BHTD,
@@ -159,16 +198,26 @@ class SoftmaxAttention(Mixer):
         angles = (positions_BT[..., None].float() * frequencies)[:, None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
-    def _kept(
-        self, state: AttentionState, k_BHSD: Tensor, v_BHSD: Tensor, mask_BS: Tensor | None, new: Tensor | int
-    ) -> AttentionState:
+    def _advanced(
+        self,
+        state: AttentionState,
+        k_BHTD: Tensor,
+        v_BHTD: Tensor,
+        mask_BS: Tensor | None,
+        mask_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor, AttentionState]:
+        """Keys and values for the new queries, and the state after them."""
+        seen_B = state.seen_B + (k_BHTD.shape[2] if mask_BT is None else mask_BT.sum(dim=1))
+        if not self.window:
+            k_BHSD, v_BHSD, room = state.extended(k_BHTD, v_BHTD)
+            return k_BHSD, v_BHSD, AttentionState(k_BHSD, v_BHSD, seen_B, mask_BS, room)
+        k_BHSD, v_BHSD = torch.cat((state.k_BHSD, k_BHTD), dim=2), torch.cat((state.v_BHSD, v_BHTD), dim=2)
         # The next query sees itself and the window - 1 keys before it.
-        first = max(k_BHSD.shape[2] - self.window + 1, 0) if self.window else 0
-        if first:
-            # Copies: a slice would keep the whole prompt's keys in memory.
-            k_BHSD, v_BHSD = k_BHSD[:, :, first:].clone(), v_BHSD[:, :, first:].clone()
-            mask_BS = None if mask_BS is None else mask_BS[:, first:].clone()
-        return AttentionState(k_BHSD, v_BHSD, state.seen_B + new, mask_BS)
+        first = max(k_BHSD.shape[2] - self.window + 1, 0)
+        # Copies: a slice would keep the whole prompt's keys in memory.
+        kept = (k_BHSD[:, :, first:].clone(), v_BHSD[:, :, first:].clone()) if first else (k_BHSD, v_BHSD)
+        mask_BS = None if mask_BS is None else mask_BS[:, first:].clone()
+        return k_BHSD, v_BHSD, AttentionState(*kept, seen_B, mask_BS)
 
 
 def _positions(

@@ -25,7 +25,7 @@ Backend = Literal["auto", "torch", "triton", "fla", "reference"]
 
 @dataclass(frozen=True)
 class MixerState:
-    """What a mixer keeps between pieces of a sequence: every field is a tensor with the batch first, or None."""
+    """What a mixer keeps between pieces of a sequence: its fields that are tensors have the batch first."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The state with `change` applied to each of its tensors."""
@@ -43,7 +43,7 @@ class MixerState:
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True)
