@@ -4,6 +4,9 @@ For every row (operator and split) and seed, each method is fitted on the same r
 the figure is the mean absolute percentage error, averaged over seeds. Replicated configurations are merged before
 splitting (the importer does), because a random split of replicates leaks. Needs the `dev` extra and a folder of
 AIConfigurator tables, by default shared/data/h100_sxm beside the repository or under $HWSEARCH_SHARED.
+
+--output keeps the figures as JSON, --results takes them from there instead of running anything, and --readme writes the
+table into README.md between its two markers.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ TITLES = {
     "process": "GP, log inputs, no physics",
     "hwsearch": "hwsearch",
 }
+README = Path(__file__).parents[1] / "README.md"
+MARKERS = ("<!-- costmodel_vs_peers begin -->", "<!-- costmodel_vs_peers end -->")
 _MOST_JUDGED = 6000  # rows; a random draw of more adds time, not accuracy
 
 
@@ -190,6 +195,60 @@ def summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
     return lines
 
 
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The table as Markdown, with a line under it that says what it shows."""
+    header = ["operator", "training rows", *(TITLES[m] for m in METHODS), "coverage of 90%", "bar"]
+    table = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *summary(outcomes))]
+    seeds = ", ".join(map(str, sorted({o.seed for o in outcomes})))
+    return "\n".join(
+        [*table, "", f"Mean absolute percentage error on rows held back, mean of seeds {seeds}.", ""]
+    )
+
+
+def loaded(paths: Sequence[Path]) -> list[Outcome]:
+    """Figures that --output wrote; of the same row, seed and method those of the last file."""
+    found: dict[tuple[str, int, str], Outcome] = {}
+    for path in paths:
+        for content in json.loads(path.read_text(encoding="utf-8"))["outcomes"]:
+            outcome = Outcome(**content)
+            found[outcome.row, outcome.seed, outcome.method] = outcome
+    return list(found.values())
+
+
+def write_readme(table: str, path: Path) -> None:
+    """Put the table between the markers of a README. ValueError where it has not both."""
+    text = path.read_text(encoding="utf-8")
+    begin, end = MARKERS
+    if not 0 <= text.find(begin) < text.find(end):
+        raise ValueError(f"{path} must hold the lines {begin} and {end}, in this order, around the table")
+    before, rest = text.split(begin, 1)
+    _, after = rest.split(end, 1)
+    path.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
+
+
+def measured(
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    folder: Path,
+    *,
+    workers: int,
+    to: Console,
+) -> list[Outcome]:
+    """Run every row with every seed, several at a time."""
+    outcomes: list[Outcome] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {
+            pool.submit(run, row, seed, methods, folder): (row, seed) for row in rows for seed in seeds
+        }
+        for done in as_completed(waiting):
+            outcomes += done.result()
+            row, seed = waiting[done]
+            said = ", ".join(f"{o.method} {o.mape:.2f}" for o in done.result())
+            to.print(f"[dim]{row} seed {seed}: {said}[/dim]", highlight=False)
+    return outcomes
+
+
 def main(arguments: Sequence[str]) -> None:
     shared = os.environ.get("HWSEARCH_SHARED", str(Path(__file__).parents[2] / "shared"))
     parser = argparse.ArgumentParser(
@@ -203,28 +262,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="the rows with few training points, one seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--results", nargs="+", type=Path, metavar="JSON",
+                        help="run nothing: take figures of earlier runs, of the last file that has them")  # fmt: skip
+    parser.add_argument("--readme", nargs="?", const=README, type=Path, metavar="FILE",
+                        help="write the table between the markers of README.md, or of FILE")  # fmt: skip
     chosen = parser.parse_args(arguments)
-    if not chosen.data.is_dir():
+    if not chosen.results and not chosen.data.is_dir():
         parser.error(f"{chosen.data} is not a folder: give the AIConfigurator tables of an H100 with --data")
     rows, seeds = (_QUICK, chosen.seeds[:1]) if chosen.quick else (chosen.rows, chosen.seeds)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers: one core each
     console = Console(width=None if sys.stdout.isatty() else 150)
     start = time.perf_counter()
-    outcomes: list[Outcome] = []
-    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
-        waiting = {
-            pool.submit(run, row, seed, chosen.methods, chosen.data): (row, seed)
-            for row in rows
-            for seed in seeds
-        }
-        for done in as_completed(waiting):
-            outcomes += done.result()
-            row, seed = waiting[done]
-            said = ", ".join(f"{o.method} {o.mape:.2f}" for o in done.result())
-            console.print(f"[dim]{row} seed {seed}: {said}[/dim]", highlight=False)
+    if chosen.results:
+        outcomes = loaded(chosen.results)
+        rows = [row for row in BY_NAME if any(o.row == row for o in outcomes)]
+        seeds = sorted({o.seed for o in outcomes})
+    else:
+        outcomes = measured(rows, seeds, chosen.methods, chosen.data, workers=chosen.workers, to=console)
     outcomes.sort(key=lambda o: (list(BY_NAME).index(o.row), o.seed, METHODS.index(o.method)))
-    header = ["operator", "training rows", *(TITLES[m] for m in METHODS), "coverage of 90%", "bar"]
-    lines = summary(outcomes)
     shown = RichTable(
         "operator",
         "training rows",
@@ -233,15 +288,20 @@ def main(arguments: Sequence[str]) -> None:
         "bar",
         title=f"MAPE in percent, mean of seeds {', '.join(map(str, seeds))}",
     )
-    for line in lines:
+    for line in summary(outcomes):
         shown.add_row(*line)
     console.print(shown)
     elapsed = time.perf_counter() - start
-    console.print(f"{elapsed:.0f} s with {chosen.workers} workers")
+    if not chosen.results:
+        console.print(f"{elapsed:.0f} s with {chosen.workers} workers")
+    if chosen.readme:
+        try:
+            write_readme(markdown(outcomes), chosen.readme)
+        except ValueError as error:
+            parser.error(str(error))
     if chosen.output:
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        markdown = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]
-        chosen.output.with_suffix(".md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
+        chosen.output.with_suffix(".md").write_text(markdown(outcomes), encoding="utf-8")
         document = {
             "seeds": list(seeds),
             "elapsed_s": round(elapsed, 1),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ import numpy as np
 
 from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
-from hwsearch.costmodel.devices import DEVICES, device_reported_as
-from hwsearch.costmodel.importers import import_aiconfigurator
-from hwsearch.costmodel.memory import head_activation_bytes, layer_activation_bytes
+from hwsearch.costmodel.device_file import is_device_file, read_device
+from hwsearch.costmodel.devices import DEVICES, completed, device_reported_as
+from hwsearch.costmodel.evaluate import evaluate
+from hwsearch.costmodel.importers import import_tables
+from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.quality import refuse_too_many, suspicious
 from hwsearch.costmodel.tables import Table, tables_from_measurements
+from hwsearch.costmodel.transfer import Gate, transfer_model
 from hwsearch.errors import DataError, InputError, unknown_name
-from hwsearch.operators import Operator
+from hwsearch.operators import Operator, dtype_bytes
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.budget import BudgetSpec
-from hwsearch.searchspace.presets import preset_named
+from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
@@ -37,23 +41,36 @@ __all__ = [
     "Rows",
     "SearchTask",
     "Verdict",
+    "carry_model",
     "cost_model_named",
     "fit_rows",
     "load_rows",
     "operators_of",
     "search_task",
+    "transfer_rows",
 ]
 
+_RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def cost_model_named(name: str) -> CostModel:
-    """A cost model that ships with the package, or the one saved at a path.
+    """A cost model that ships with the package, the one saved at a path, or the roofline of a device file.
 
     Raises InputError for an unknown name and DataError for a folder that holds no whole model.
     """
     if name in builtin_models():
         return load_builtin(name)
+    if is_device_file(Path(name)):
+        device = read_device(Path(name))
+        return CostModel(
+            device=device,
+            runtime="roofline only, nothing measured",
+            dtype=device.dtype,
+            source=f"no measurement: the ceilings of {device.source}",
+            seed=0,
+            families={},
+        )
     if Path(name).exists():
         return CostModel.load(Path(name))
     if name in DEVICES:
@@ -66,7 +83,10 @@ def cost_model_named(name: str) -> CostModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Measurements read from a file or folder, of one device, runtime and dtype; left_out: reason -> rows."""
+    """Measurements read from a file or folder, of one device, runtime and dtype.
+
+    left_out: reason -> rows that are not used. merged: how rows repeat an operator -> rows that merging took away.
+    """
 
     tables: Mapping[str, Table]
     device: DeviceSpec
@@ -74,19 +94,25 @@ class Rows:
     dtype: str
     source: str
     left_out: Mapping[str, int]
+    merged: Mapping[str, int]
 
 
-def load_rows(path: Path) -> Rows:
-    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or AIConfigurator's tables.
+def load_rows(path: Path, *, unit: str = "ms", ceilings: DeviceSpec | None = None) -> Rows:
+    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or another tool's tables.
 
-    A folder is read whole. Raises DataError for anything else, and where the rows come from two devices.
+    A folder is read whole. `unit` is that of another tool's latencies. `ceilings` stand for those of the rows' device,
+    where it is not a built-in one or they are better known. Raises DataError for anything else, where the rows come
+    from two devices, and for bad data: rows that cannot be right are left out and counted, more than a third of them,
+    or a wrong unit, are refused.
     """
     if not path.exists():
         raise DataError(
-            f"{path} does not exist: give a measurement store, or AIConfigurator's table or folder"
+            f"{path} does not exist: give a measurement store, or tables of AIConfigurator or Vidur, a file or a folder"
         )
     stores = sorted(path.glob("*.db")) if path.is_dir() else [path] if _is_sqlite(path) else []
-    return _load_stores(stores, path) if stores else _load_foreign(path)
+    if stores and unit != "ms":
+        raise InputError(f"{path} is a store, whose latencies are in ms: leave --unit out")
+    return _load_stores(stores, path, ceilings) if stores else _load_foreign(path, unit, ceilings)
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -97,51 +123,79 @@ def _is_sqlite(path: Path) -> bool:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _load_stores(paths: Iterable[Path], source: Path) -> Rows:
+def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | None) -> Rows:
     measurements: list[Measurement] = []
     devices: dict[str, DeviceSpec] = {}
     for path in paths:
         with Store.open(path) as store:
             measurements += store.measurements()
             devices |= {spec.device_name: spec for spec in store.devices()}
-    tables = tables_from_measurements(measurements)
-    usable = [m for m in measurements if m.status == "ok"]
+    left_out: dict[str, int] = {}
+    bad: dict[str, int] = {}
+    usable = []
+    for measurement in measurements:
+        if measurement.status != "ok":
+            reason = f"{measurement.status}: {measurement.reason}"
+            left_out[reason] = left_out.get(reason, 0) + 1
+        elif not measurement.median_ms > 0:
+            bad["latency is not positive"] = bad.get("latency is not positive", 0) + 1
+        else:
+            usable.append(measurement)
+    tables = tables_from_measurements(usable)
     if not usable:
         raise DataError(
             f"{source} holds no successful measurement: profile first (hwsearch profile -o {source})"
         )
     first = usable[0]
-    left_out: dict[str, int] = {}
-    for measurement in measurements:
-        if measurement.status != "ok":
-            reason = f"{measurement.status}: {measurement.reason}"
-            left_out[reason] = left_out.get(reason, 0) + 1
     name = first.environment.device_name
-    device = devices.get(name) or device_reported_as(name)
-    if device is None:
-        raise DataError(f"{source}: the ceilings of {name!r} are not known; profile it with this hwsearch")
+    device = _device(name, source, ceilings or devices.get(name))
+    merged = _merged(len(usable), tables)
+    for kind, table in tables.items():
+        wrong = suspicious(kind, table.dims, table.latency_ms, device=device, size=dtype_bytes(first.dtype))
+        for reason, where in wrong.items():
+            if where.any():
+                bad[f"{kind}: {reason}"] = int(where.sum())
+        tables[kind] = table.take(~np.any([np.zeros(len(table), bool), *wrong.values()], axis=0))
+    refuse_too_many(bad, len(measurements) - sum(left_out.values()), place=str(source))
     return Rows(
-        tables=tables,
-        device=device,
+        tables={kind: table for kind, table in tables.items() if len(table)},
+        device=completed(device),
         runtime=first.environment.runtime,
         dtype=first.dtype,
         source=f"measured by hwsearch on {name}, {first.environment.runtime}",
-        left_out=left_out,
+        left_out=left_out | bad,
+        merged=merged,
     )
 
 
-def _load_foreign(path: Path) -> Rows:
-    imported = import_aiconfigurator(path)
-    device = device_reported_as(imported.device_name)
+def _merged(rows: int, tables: Mapping[str, Table]) -> dict[str, int]:
+    """What a store repeats: an operator measured by several kernels, or under several keys."""
+    repeats = rows - sum(len(table) for table in tables.values())
+    return {"repeats, merged by their median": repeats} if repeats else {}
+
+
+def _device(name: str, source: Path, ceilings: DeviceSpec | None) -> DeviceSpec:
+    """Ceilings of the device that reports itself as `name`. DataError where nobody states them."""
+    if ceilings is not None:
+        return replace(ceilings, device_name=name)
+    device = device_reported_as(name)
     if device is None:
-        raise DataError(f"{path}: no ceilings are known for the device {imported.device_name!r}")
+        raise DataError(
+            f"{source}: the ceilings of {name!r} are not known; state them in a device file (fit --device-file)"
+        )
+    return device
+
+
+def _load_foreign(path: Path, unit: str, ceilings: DeviceSpec | None) -> Rows:
+    imported = import_tables(path, unit=unit, device=ceilings)
     return Rows(
         tables=imported.tables,
-        device=device,
+        device=_device(imported.device_name, path, ceilings),
         runtime=imported.runtime,
         dtype=imported.dtype,
         source=imported.source,
         left_out=imported.left_out,
+        merged=imported.merged,
     )
 
 
@@ -150,6 +204,30 @@ def fit_rows(rows: Rows, *, seed: int) -> CostModel:
     return CostModel.fit(
         rows.tables, device=rows.device, runtime=rows.runtime, dtype=rows.dtype, source=rows.source, seed=seed
     )
+
+
+def transfer_rows(rows: Rows, *, source: CostModel, seed: int) -> tuple[CostModel, dict[str, Gate]]:
+    """A cost model of few rows that starts from another device's or runtime's, with its cross-validated errors.
+
+    Also what cross-validation said of each kind that both have. Raises DataError where a kind has too few rows.
+    """
+    if rows.dtype != source.dtype:
+        raise InputError(f"the rows were measured in {rows.dtype}, the source model is for {source.dtype}")
+    model, gates = transfer_model(
+        source, rows.tables, device=rows.device, runtime=rows.runtime, measured=rows.source, seed=seed
+    )
+    strange = {kind: table for kind, table in rows.tables.items() if kind not in source.families}
+    if strange:
+        judged = evaluate(model, strange, as_is=False, seed=seed).operators
+        model = replace(model, held_out={**model.held_out, **judged})
+    return model, gates
+
+
+def carry_model(source: CostModel, *, device: DeviceSpec) -> CostModel:
+    """The source's cost model under the ceilings of a device that nothing was measured on."""
+    return transfer_model(
+        source, {}, device=device, runtime=f"{source.runtime} assumed", measured="nothing measured", seed=0
+    )[0]
 
 
 def operators_of(space: SearchSpace, workloads: Iterable[Workload]) -> list[Operator]:
@@ -174,14 +252,17 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTask:
-    """A search problem, and what is needed to explain its answers. notes: what was left out of the space, and why."""
+    """A search problem, and what is needed to explain its answers.
+
+    shares: of the linear drop that each choice of the space costs. notes: what was left out of the space, and why.
+    """
 
     problem: Problem
     space: SearchSpace
     model: CostModel
     workload: Workload
     sweep: LayerSweep
-    shares: Mapping[str, float]
+    shares: tuple[float, ...]
     notes: tuple[str, ...]
 
     @property
@@ -192,12 +273,13 @@ class SearchTask:
         return {
             "base": self.space.base.model_dump(mode="json"),
             "choices": [choice.model_dump(mode="json") for choice in self.space.choices],
-            "limits": {kind: [limit.at_least, limit.at_most] for kind, limit in self.space.limits.items()},
+            "allowed": [list(options) for options in self.space.allowed],
+            "rules": self.space.rules,
             "device": self.model.device.name,
             "runtime": self.model.runtime,
             "workload": str(self.workload),
             "tasks": list(self.sweep.tasks),
-            "shares": dict(self.shares),
+            "shares": list(self.shares),
             "layer_latency_ms": latency.table[0].tolist(),
         }
 
@@ -207,7 +289,7 @@ class SearchTask:
         return Verdict(
             architecture=architecture,
             cost=model_cost(architecture, self.workload, model=self.model),
-            quality=self.sweep.loss([self.shares[layer.mixer.kind] for layer in architecture.layers]),
+            quality=self.sweep.loss([self.shares[choice] for choice in genome]),
         )
 
 
@@ -220,21 +302,26 @@ def search_task(
     sweep: LayerSweep,
     assumptions: Mapping[str, float],
     budgets: Sequence[BudgetSpec],
+    placement: Architecture | None = None,
 ) -> SearchTask:
-    """Quality loss against latency over a preset space, within budgets.
+    """Quality loss against latency over a space (a preset or a file), within budgets.
 
-    Kinds of mixer for which there is neither data nor an assumption are left out of the space, with a note.
-    Budgets on counts become limits of the space, the others upper bounds on additive costs.
+    Choices for which there is neither data nor an assumption are left out of the space, with a note. Budgets on
+    counts become limits of the space, the others upper bounds on additive costs. With a placement the softmax
+    attention stays where that architecture has it.
     """
     check_dtype(model, workload)
-    full = preset_named(preset, base)
-    shares, unknown = linear_shares(full.kinds, assumptions)
+    full = space_named(preset, base)
+    if placement is not None:
+        full = full.placed_as(placement)
+    by_choice, unknown = _shares(full, assumptions)
     notes = tuple(
-        f"{kind} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
-        f"share of the linear drop, for example --assume {kind}=0.5"
-        for kind in unknown
+        f"{name} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
+        f"share of the linear drop, for example --assume {name}=0.5"
+        for name in unknown
     )
-    space = full.restrict(list(shares))
+    space = full.restrict([i for i, share in enumerate(by_choice) if share is not None])
+    shares = tuple(share for share in by_choice if share is not None)
     for kind, limit in _count_limits(budgets).items():
         if limit.at_least and kind not in space.kinds:
             raise InputError(
@@ -244,7 +331,7 @@ def search_task(
         space = space.limit(kind, limit)
     latency = _latency_cost(space, model, workload)
     memory = _memory_cost(space, workload)
-    quality = Additive(sweep.table([shares[kind] for kind in space.kinds]))
+    quality = Additive(sweep.table(shares))
     problem = Problem(
         space=space,
         objectives=(
@@ -260,6 +347,40 @@ def search_task(
     return SearchTask(
         problem=problem, space=space, model=model, workload=workload, sweep=sweep, shares=shares, notes=notes
     )
+
+
+def _shares(
+    space: SearchSpace, assumptions: Mapping[str, float]
+) -> tuple[list[float | None], tuple[str, ...]]:
+    """Of the linear drop, what each choice costs, None where nobody knows; and the names that would tell.
+
+    A sweep knows about replacing attention. Other attention heads than the base's and other feed-forward widths
+    need assumptions under the names below; that on the width is what a layer without any would cost.
+    """
+    extras = {name: assumptions[name] for name in (_RESHAPED, _NARROW) if name in assumptions}
+    for name, share in extras.items():
+        if not 0 <= share < math.inf:
+            raise InputError(
+                f"--assume {name}={share:g}: the share must be 0 or more, 1 being the linear drop"
+            )
+    kinds, unknown = linear_shares(space.kinds, {k: v for k, v in assumptions.items() if k not in extras})
+    missing = dict.fromkeys(unknown)
+    shares: list[float | None] = []
+    for choice in space.choices:
+        needed: dict[str, float | None] = {choice.mixer.kind: kinds.get(choice.mixer.kind)}
+        heads = {name: getattr(choice.mixer, name, None) for name in type(space.base.mixer).model_fields}
+        if (
+            heads["num_kv_heads"] is not None
+            and {**heads, "kind": "full_attention"} != space.base.mixer.model_dump()
+        ):
+            needed[_RESHAPED] = extras.get(_RESHAPED)
+        width = choice.ffn.intermediate_size / space.base.ffn.intermediate_size
+        if width != 1:
+            needed[_NARROW] = extras[_NARROW] * max(1 - width, 0) if _NARROW in extras else None
+        missing |= dict.fromkeys(name for name, share in needed.items() if share is None)
+        known = [share for share in needed.values() if share is not None]
+        shares.append(sum(known) if len(known) == len(needed) else None)
+    return shares, tuple(missing)
 
 
 def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
@@ -293,7 +414,7 @@ def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> A
 
 
 def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
-    """Bytes: weights and caches add up over layers, activations are those of the largest layer."""
+    """Bytes: weights and caches add up over layers, activations are those of the largest layer; logits are extra."""
     base, size = space.base, workload.element_bytes
     outside = Architecture.of_base(base)
     own = [choice.parameters(base.hidden_size) for choice in space.choices]
@@ -303,12 +424,11 @@ def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
         for choice in space.choices
     ]
     row = np.array(own, dtype=np.float64) * size + np.array(kept, dtype=np.float64) * workload.batch
-    head = head_activation_bytes(outside, workload)
-    peak = [max(head, layer_activation_bytes(choice, base.hidden_size, workload)) for choice in space.choices]
+    peak = [layer_activation_bytes(choice, base.hidden_size, workload) for choice in space.choices]
     shape = (space.num_layers, 1)
     return Additive(
         np.tile(row, shape),
-        constant=float(everywhere * size),
+        constant=float(everywhere * size + logit_bytes(outside, workload)),
         peak=np.tile(np.array(peak, np.float64), shape),
     )
 

@@ -22,7 +22,8 @@ class DeviceSpec:
     """Ceilings of a device: what a roofline needs, and where the figures come from.
 
     peak_flops in FLOP/s at `dtype`, bandwidth in bytes/s, capacities in bytes. num_sms counts streaming
-    multiprocessors (cores on a CPU).
+    multiprocessors (cores on a CPU). power_w: the power limit. link_bandwidth: bytes/s to another device of the same
+    node, in one direction. Both are None where they are not known; then there is no energy and no tensor parallelism.
     """
 
     name: str
@@ -34,6 +35,8 @@ class DeviceSpec:
     l2_bytes: int
     dtype: str
     source: str
+    power_w: float | None = None
+    link_bandwidth: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

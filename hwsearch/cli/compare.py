@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
-from hwsearch.cli.report import model_cost_json
+from hwsearch.cli.report import model_cost_json, setting, setting_json
 from hwsearch.costmodel.compose import ModelCost
 from hwsearch.costmodel.model import CostModel
 
@@ -28,7 +28,7 @@ def comparison_json(costs: Sequence[ModelCost], model: CostModel) -> dict[str, A
     return {
         "device": model.device.name,
         "runtime": model.runtime,
-        "host": costs[0].host.name,
+        **setting_json(costs[0]),
         "predictions": [model_cost_json(cost, model) for cost in costs],
         "ratios": [{"architecture": cost.architecture.name, **_ratios(cost, costs[0])} for cost in costs[1:]],
     }
@@ -38,7 +38,7 @@ def print_comparison(costs: Sequence[ModelCost], model: CostModel, *, to: Consol
     """One column for each architecture; ratios to the first in brackets."""
     first = costs[0]
     shown = table(
-        f"{model.device.name} ({model.runtime}), host {first.host.name}; in brackets: times the first",
+        f"{setting(first, model)}; in brackets: times the first",
         "",
         *(cost.architecture.name for cost in costs),
     )
@@ -58,7 +58,10 @@ def print_comparison(costs: Sequence[ModelCost], model: CostModel, *, to: Consol
     row("latency, ms", *(milliseconds(c.latency.median_ms) + ratio(c, "latency_ratio") for c in costs))
     row("90% interval", *(_interval(cost) for cost in costs))
     row("tokens/s", *(f"{c.throughput_tokens_per_s:,.0f}" + ratio(c, "throughput_ratio") for c in costs))
-    row("memory", *(size(c.memory.total_bytes) + ratio(c, "memory_ratio") for c in costs))
+    row(
+        "memory of one device" if first.tp > 1 else "memory",
+        *(size(c.memory.total_bytes) + ratio(c, "memory_ratio") for c in costs),
+    )
     row("cache per sequence", *(size(c.memory.cache_bytes / c.workload.batch) for c in costs))
     row("largest batch", *(f"{cost.memory.max_batch}" for cost in costs))
     for kind in kinds:

@@ -35,6 +35,8 @@ def command(*, detail: bool, as_json: bool) -> None:
                         "memory_bytes": spec.memory_bytes,
                         "num_sms": spec.num_sms,
                         "l2_bytes": spec.l2_bytes,
+                        "power_w": spec.power_w,
+                        "link_bandwidth_bytes_per_s": spec.link_bandwidth,
                         "dtype": spec.dtype,
                         "source": spec.source,
                         "cost_model": _model_json(models.get(spec.name)),

@@ -24,8 +24,10 @@ _COMMANDS = {
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
     "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
+    "study": "What a run has found so far: front, convergence, plots, tables.",
     "export": "Write an architecture of a search as JSON.",
-    "schema": "Print the JSON Schema of architecture files.",
+    "spaces": "Search spaces that ship with the package, and their sizes.",
+    "schema": "Print the JSON Schema of architecture or space files.",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-__all__ = ["device_option", "seed_option", "workload_option"]
+__all__ = ["device_option", "seed_option", "unit_option", "workload_option"]
 
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -15,7 +15,7 @@ device_option: _Decorator = click.option(
     "--cost-model",
     "device",
     required=True,
-    help="A cost model: a name from `hwsearch devices`, or the folder that `hwsearch fit` wrote.",
+    help="A cost model: a name from `hwsearch devices`, the folder that `hwsearch fit` wrote, or a device file.",
 )
 workload_option: _Decorator = click.option(
     "--workload",
@@ -24,4 +24,11 @@ workload_option: _Decorator = click.option(
 )
 seed_option: _Decorator = click.option(
     "--seed", default=0, show_default=True, help="Seed of everything random."
+)
+unit_option: _Decorator = click.option(
+    "--unit",
+    default="ms",
+    show_default=True,
+    type=click.Choice(["ms", "us", "s", "ns"]),
+    help="Of the latencies in another tool's tables.",
 )

@@ -22,6 +22,7 @@ __all__ = [
     "json_option",
     "milliseconds",
     "note",
+    "print_counts",
     "progress",
     "size",
     "table",
@@ -49,6 +50,13 @@ def emit_json(content: Mapping[str, Any]) -> None:
 def note(text: str) -> None:
     """A remark for the person at the terminal, on standard error, so that JSON on standard output stays JSON."""
     console(err=True).print(text, markup=False, style="dim", soft_wrap=True)
+
+
+def print_counts(left_out: Mapping[str, int], merged: Mapping[str, int], *, to: Console) -> None:
+    """How many rows of measurements are not used as they stand, one line for each reason."""
+    for what, counts in (("left out", left_out), ("merged", merged)):
+        for reason, count in counts.items():
+            to.print(f"{what}: {count} rows, {reason}", markup=False, soft_wrap=True)
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:

@@ -15,6 +15,7 @@ from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
 from hwsearch.costmodel.host import ENGINE, HOSTS, Host, host_named
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.weights import WEIGHT_BYTES
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline import cost_model_named
 from hwsearch.searchspace.architecture import Architecture
@@ -37,7 +38,19 @@ __all__ = ["command"]
     default=ENGINE.name,
     show_default=True,
     metavar="|".join(HOSTS),
-    help="The software around the kernels: a serving engine, or Hugging Face's eager modules.",
+    help="The software around the kernels: a serving engine with or without CUDA graphs, or Hugging Face's eager.",
+)
+@click.option(
+    "--tp",
+    type=click.IntRange(min=1, max=1024),
+    default=1,
+    show_default=True,
+    help="Devices that share the model (tensor parallelism); analytic, not measured.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(list(WEIGHT_BYTES)),
+    help="Weight-only quantisation of the layers' projections; analytic, not measured.",
 )
 @click.option(
     "--compare", multiple=True, metavar="ARCH", help="Another architecture, side by side; repeatable."
@@ -57,6 +70,8 @@ def command(
     device: str,
     workload: str,
     host: str,
+    tp: int,
+    weights: str | None,
     compare: tuple[str, ...],
     sweep: str | None,
     plot: Path | None,
@@ -75,8 +90,8 @@ def command(
 
     def cost_of(architecture: Architecture, at: Workload) -> ModelCost:
         if largest:
-            at = _filled(architecture, at, model=model, host=profile)
-        return model_cost(architecture, at, model=model, host=profile)
+            at = _filled(architecture, at, model=model, host=profile, tp=tp, weights=weights)
+        return model_cost(architecture, at, model=model, host=profile, tp=tp, weights=weights)
 
     if sweep is not None:
         swept, values = read_sweep(sweep)
@@ -112,15 +127,35 @@ def _at(workload: Workload, swept: str, value: int) -> Workload:
     return Workload.from_text(str(workload.model_copy(update={swept: value})))
 
 
-def _filled(architecture: Architecture, workload: Workload, *, model: CostModel, host: Host) -> Workload:
+def _filled(
+    architecture: Architecture,
+    workload: Workload,
+    *,
+    model: CostModel,
+    host: Host,
+    tp: int,
+    weights: str | None,
+) -> Workload:
     """The workload at the largest batch that fits. InfeasibleError where not even one sequence does."""
     check_dtype(model, workload)
-    memory = memory_of(architecture, workload, device_bytes=model.device.memory_bytes, host=host)
+    memory = memory_of(
+        architecture,
+        workload,
+        device_bytes=model.device.memory_bytes,
+        host=host,
+        tp=tp,
+        weights=weights,
+    )
     if not memory.max_batch:
         raise InfeasibleError(
-            f"{architecture.name} does not fit on {model.device.name} with one sequence of {workload.context} "
-            f"tokens: it needs {memory.total_bytes / 2**30:.1f} GiB of {host.usable_share:.0%} of "
-            f"{model.device.memory_bytes / 2**30:.0f} GiB; shorten the context, cut a prefill into chunks "
-            "(chunk=2k), or choose a larger device"
+            f"{architecture.name} does not fit on {_devices(model, tp)} with one sequence of {workload.context} "
+            f"tokens: it needs {memory.total_bytes / 2**30:.1f} GiB of {memory.usable_bytes / 2**30:.1f} GiB "
+            f"({host.usable_share:.0%} of {model.device.memory_bytes / 2**30:.0f} GiB) on each; shorten the context, "
+            "cut a prefill into chunks (chunk=2k), share it among devices (--tp), quantise its weights (--weights), or "
+            "choose a larger device"
         )
     return workload.replace(batch=memory.max_batch)
+
+
+def _devices(model: CostModel, tp: int) -> str:
+    return model.device.name if tp == 1 else f"{tp} {model.device.name}"

@@ -16,7 +16,7 @@ from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.run import Progress, profile
 from hwsearch.profilers.store import Store
 from hwsearch.searchspace.bases import base_named
-from hwsearch.searchspace.presets import preset_named
+from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload import Workload
 
 __all__ = ["command"]
@@ -32,7 +32,10 @@ __all__ = ["command"]
     type=click.IntRange(min=1),
     help="How many operators of the default plan, a spread over every kind.",
 )
-@click.option("--space", help="Measure instead what this search space asks for, for example postnas.")
+@click.option(
+    "--space",
+    help="Measure instead what this search space asks for: a name from `hwsearch spaces`, or a file.",
+)
 @click.option("--base", help="The base model of --space.")
 @click.option("--workload", "workloads", multiple=True, help="A workload of --space; may be repeated.")
 @click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
@@ -107,5 +110,5 @@ def _operators(
         raise InputError(
             "--space needs --base and at least one --workload, for example decode:batch=16,context=4096"
         )
-    chosen = preset_named(space, base_named(base))
+    chosen = space_named(space, base_named(base))
     return operators_of(chosen, [Workload.from_text(text) for text in workloads])

@@ -11,11 +11,24 @@ from hwsearch.cli.output import milliseconds, size, table
 from hwsearch.costmodel.attribution import Share, joined
 from hwsearch.costmodel.compose import Latency, LayerCost, ModelCost
 from hwsearch.costmodel.energy import energy_j
+from hwsearch.costmodel.memory import Memory
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 
-__all__ = ["model_cost_json", "print_model_cost"]
+__all__ = ["model_cost_json", "print_model_cost", "setting", "setting_json"]
 
 _MEASURED = PROVENANCES[MEASURED]
+
+
+def setting(cost: ModelCost, model: CostModel) -> str:
+    """What a prediction is for, on one line: devices, runtime, host and format of the weights."""
+    devices = model.device.name if cost.tp == 1 else f"{cost.tp} {model.device.name}"
+    weights = "" if cost.weights is None else f", {cost.weights} weights"
+    return f"{devices} ({model.runtime}, host {cost.host.name}{weights})"
+
+
+def setting_json(cost: ModelCost) -> dict[str, Any]:
+    """How the architecture is run, as public keys."""
+    return {"host": cost.host.name, "tp": cost.tp, "weights": cost.weights}
 
 
 def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
@@ -25,7 +38,7 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "architecture": a.name,
         "device": model.device.name,
         "runtime": model.runtime,
-        "host": cost.host.name,
+        **setting_json(cost),
         "workload": str(w),
         "dtype": w.dtype,
         "parameters": a.parameters,
@@ -34,19 +47,25 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "memory_bytes": cost.memory.total_bytes,
         "memory": {
             "weight_bytes": cost.memory.weight_bytes,
-            "cache_bytes": cost.memory.cache_bytes,
+            "kv_cache_bytes": cost.memory.kv_cache_bytes,
+            "recurrent_state_bytes": cost.memory.recurrent_state_bytes,
             "conv_state_bytes": cost.memory.conv_state_bytes,
             "activation_bytes": cost.memory.activation_bytes,
+            "logit_bytes": cost.memory.logit_bytes,
         },
+        "weight_bytes_by_dtype": dict(cost.memory.weight_bytes_by_dtype),
+        "reserve_bytes": cost.memory.reserve_bytes,
+        "fits": cost.memory.fits,
         "max_batch": cost.memory.max_batch,
         "latency_ms": cost.latency.median_ms,
         "latency_ms_low": cost.latency.low_ms,
         "latency_ms_high": cost.latency.high_ms,
+        "time_to_first_token_ms": cost.time_to_first_token_ms,
         "throughput_tokens_per_s": cost.throughput_tokens_per_s,
         "latency_ms_by_operator": cost.latency.by_operator,
         "latency_ms_by_provenance": cost.latency.by_provenance,
         "host_ms": cost.host_ms,
-        "energy_j_analytic": energy_j(model.device.name, latency_ms=cost.latency.median_ms),
+        "energy_j_analytic": energy_j(model.device, latency_ms=cost.latency.median_ms, devices=cost.tp),
         **_whole_json(cost.latency),
         "attribution": {kind: _share_json(share, cost) for kind, share in cost.latency.shares.items()},
         "embedding_ms": cost.embedding_ms,
@@ -100,7 +119,7 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     """The table of layers, equal neighbours on one line, then the whole model."""
     a, w = cost.architecture, cost.workload
     shown = table(
-        f"{a.name} on {model.device.name} ({model.runtime}, host {cost.host.name}), {w}",
+        f"{a.name} on {setting(cost, model)}, {w}",
         "layers",
         "mixer",
         "mixer ms",
@@ -125,8 +144,10 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     _print_attribution(cost, to=to)
     m, t = cost.memory, cost.latency
     total = t.median_ms
-    lines = (
-        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted"),
+    each = " on each device" if cost.tp > 1 else ""
+    what = "whole prefill: time to first token" if cost.time_to_first_token_ms else "one decode step"
+    lines = [
+        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted, {what}"),
         ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
         ("host", f"{cost.host.label}" + (f"; {milliseconds(cost.host_ms)} ms" if cost.host_ms else "")),
         ("time by source", ", ".join(f"{source} {ms / total:.0%}" for source, ms in t.by_provenance.items())),
@@ -134,27 +155,39 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
         ("parameters", f"{a.parameters / 1e9:.3f} B"),
         ("cache per sequence", size(a.cache_bytes(w.context, w.element_bytes))),
         ("conv state per seq.", size(a.conv_state_bytes(w.element_bytes))),
+        ("memory", f"{size(m.total_bytes)}{each}: {_memory_parts(m)}"),
         (
-            "memory",
-            f"{size(m.total_bytes)}: weights {size(m.weight_bytes)}, cache {size(m.cache_bytes)}, "
-            f"conv states {size(m.conv_state_bytes)}, activations {size(m.activation_bytes)}",
+            "reserve",
+            f"{size(m.reserve_bytes)} of {size(model.device.memory_bytes)} for runtime and allocator",
         ),
-        (
-            "largest batch",
-            f"{m.max_batch} in {cost.host.usable_share:.0%} of {size(model.device.memory_bytes)}",
-        ),
-    )
+        ("largest batch", f"{m.max_batch}, in {size(m.usable_bytes)}{each}"),
+    ]
+    joules = energy_j(model.device, latency_ms=total, devices=cost.tp)
+    if joules is not None:
+        per_token = f"{joules / w.tokens:.3g} J per token"
+        lines.append(("energy", f"at most {joules:.3g} J, {per_token}; analytic, from the power limit"))
     for name, text in lines:
         to.print(f"{name:<20}{text}", markup=False, soft_wrap=True)
-    if (joules := energy_j(model.device.name, latency_ms=total)) is not None:
-        per_token = f"{joules / w.tokens:.3g} J per token"
+    if not m.fits:
         to.print(
-            f"{'energy':<20}at most {joules:.3g} J, {per_token}; analytic, from the power limit", markup=False
+            f"does not fit: {cost.host.name} can use {size(m.usable_bytes)} of {model.device.name}",
+            style="bold",
         )
-    if m.total_bytes > model.device.memory_bytes:
-        to.print(f"does not fit: {model.device.name} has {size(model.device.memory_bytes)}", style="bold")
     for text in cost.notes:
         to.print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
+
+
+def _memory_parts(memory: Memory) -> str:
+    weights = [(f"weights ({dtype})", held) for dtype, held in memory.weight_bytes_by_dtype.items()]
+    parts = [
+        *weights,
+        ("KV cache", memory.kv_cache_bytes),
+        ("recurrent states", memory.recurrent_state_bytes),
+        ("conv states", memory.conv_state_bytes),
+        ("activations", memory.activation_bytes),
+        ("logits", memory.logit_bytes),
+    ]
+    return ", ".join(f"{name} {size(held)}" for name, held in parts if held)
 
 
 def _print_attribution(cost: ModelCost, *, to: Console) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -15,10 +16,11 @@ from hwsearch.cli.output import console, emit_json, json_option, milliseconds, n
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline import SearchTask, Verdict, cost_model_named, search_task
-from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, search
+from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, Solver, search
 from hwsearch.search.study import Study
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.budget import parse_budget
+from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, load_sweep
 
@@ -31,7 +33,17 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 @click.option(
     "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
 )
-@click.option("--space", "preset", default="postnas", show_default=True, help="Search space.")
+@click.option(
+    "--space",
+    "preset",
+    default="postnas",
+    show_default=True,
+    help="A name from `hwsearch spaces`, or a YAML, TOML or JSON file.",
+)
+@click.option(
+    "--placement",
+    help="Keep softmax attention where this architecture has it: a JSON file, or a name from `hwsearch bases`.",
+)
 @device_option
 @click.option(
     "--quality",
@@ -54,6 +66,13 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the directory.")
+@click.option(
+    "--solver",
+    default="auto",
+    show_default=True,
+    type=click.Choice(get_args(Solver)),
+    help="auto: evolution, with the exact optimum beside it; exact: the whole exact front. See docs/solvers.md.",
+)
 @click.option("--population", default=POPULATION, show_default=True, type=click.IntRange(min=4))
 @click.option("--generations", default=GENERATIONS, show_default=True, type=click.IntRange(min=1))
 @seed_option
@@ -62,6 +81,7 @@ def command(
     *,
     base: str,
     preset: str,
+    placement: str | None,
     device: str,
     quality: str,
     tasks: tuple[str, ...],
@@ -70,6 +90,7 @@ def command(
     budgets: tuple[str, ...],
     output: Path,
     resume: bool,
+    solver: Solver,
     population: int,
     generations: int,
     seed: int,
@@ -94,13 +115,16 @@ def command(
         sweep=sweep.only(tasks) if tasks else sweep,
         assumptions=_assumptions(assume),
         budgets=[parse_budget(text) for text in budgets],
+        placement=architecture_named(placement) if placement else None,
     )
     for text in task.notes:
         note(text)
     settings = {**task.identity, "quality": quality, "preset": preset, "budgets": list(budgets)}
     with Study.open(output, settings=settings, resume=resume) as study:
         try:
-            result = _run(task, study, population=population, generations=generations, seed=seed)
+            result = _run(
+                task, study, solver=solver, population=population, generations=generations, seed=seed
+            )
         except InfeasibleError:
             study.discard()
             raise
@@ -124,17 +148,29 @@ def _assumptions(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _run(task: SearchTask, study: Study, *, population: int, generations: int, seed: int) -> SearchResult:
+def _run(
+    task: SearchTask, study: Study, *, solver: Solver, population: int, generations: int, seed: int
+) -> SearchResult:
     with progress() as bar:
         row = bar.add_task("searching", total=generations, status="")
 
+        started = time.perf_counter()
+        before: list[int] = []
+
         def advance(at: Progress) -> None:
-            best = "none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"
-            bar.update(row, completed=at.generation, status=f"{best}, {at.evaluations} evaluated")
+            before.append(at.evaluations)
+            rate = (at.evaluations - before[0]) / (time.perf_counter() - started)
+            parts = ["none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"]
+            if at.gap is not None:
+                parts.append(f"gap {at.gap:.2%}")
+            parts.append(f"hypervolume {at.hypervolume:.4g}")
+            parts.append(f"{at.evaluations} evaluated" + (f", {rate:,.0f}/s" if rate else ""))
+            bar.update(row, completed=at.generation, status=", ".join(parts))
 
         return search(
             task.problem,
             seed=seed,
+            solver=solver,
             population=population,
             generations=generations,
             study=study,
@@ -218,7 +254,7 @@ class _Found:
     def _exact_text(self) -> str:
         exact, verdict = self.result.exact, self.exact
         if exact is None or verdict is None or self.result.gap is None:
-            return "not known: objective or budgets do not add up over layers, or the solver ran out of time"
+            return "not known: not asked for, not a sum over layers, or the solver ran out of time"
         latency, memory = verdict.cost.latency, verdict.cost.memory
         return (
             f"{_loss(verdict.quality)} at "

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
+from hwsearch.cli.report import setting, setting_json
 from hwsearch.costmodel.compose import ModelCost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import DependencyError, InputError, OutputError
@@ -41,29 +42,25 @@ def read_sweep(text: str) -> tuple[str, list[int]]:
     return name, values
 
 
-def _fits(cost: ModelCost, model: CostModel) -> bool:
-    return cost.memory.total_bytes <= cost.host.usable_share * model.device.memory_bytes
-
-
 def sweep_json(series: Series, swept: str, values: Sequence[int], *, model: CostModel) -> dict[str, Any]:
     """The public keys of a sweep; docs/json.md describes them."""
     return {
         "device": model.device.name,
         "runtime": model.runtime,
-        "host": series[0][0].host.name,
+        **setting_json(series[0][0]),
         "swept": swept,
         "values": list(values),
         "series": [
             {
                 "architecture": costs[0].architecture.name,
-                "points": [_point(cost, model) for cost in costs],
+                "points": [_point(cost) for cost in costs],
             }
             for costs in series
         ],
     }
 
 
-def _point(cost: ModelCost, model: CostModel) -> dict[str, Any]:
+def _point(cost: ModelCost) -> dict[str, Any]:
     return {
         "workload": str(cost.workload),
         "latency_ms": cost.latency.median_ms,
@@ -72,7 +69,7 @@ def _point(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "throughput_tokens_per_s": cost.throughput_tokens_per_s,
         "memory_bytes": cost.memory.total_bytes,
         "max_batch": cost.memory.max_batch,
-        "fits": _fits(cost, model),
+        "fits": cost.memory.fits,
         "latency_ms_by_operator": cost.latency.by_operator,
     }
 
@@ -80,8 +77,7 @@ def _point(cost: ModelCost, model: CostModel) -> dict[str, Any]:
 def print_sweep(series: Series, swept: str, values: Sequence[int], *, model: CostModel, to: Console) -> None:
     """One line for each value, architecture by architecture, with what takes most of the time."""
     shown = table(
-        f"{model.device.name} ({model.runtime}), host {series[0][0].host.name}: {swept} from {values[0]} "
-        f"to {values[-1]}",
+        f"{setting(series[0][0], model)}: {swept} from {values[0]} to {values[-1]}",
         "architecture",
         "workload",
         "latency, 90% interval, ms",
@@ -100,7 +96,7 @@ def print_sweep(series: Series, swept: str, values: Sequence[int], *, model: Cos
                 str(cost.workload),
                 milliseconds(latency.median_ms, latency.low_ms, latency.high_ms),
                 f"{cost.throughput_tokens_per_s:,.0f}",
-                size(cost.memory.total_bytes) + ("" if _fits(cost, model) else " does not fit"),
+                size(cost.memory.total_bytes) + ("" if cost.memory.fits else " does not fit"),
                 str(cost.memory.max_batch),
                 f"{kind} {ms / latency.median_ms:.0%}",
             )
@@ -136,7 +132,7 @@ def plot_sweep(series: Series, swept: str, values: Sequence[int], *, model: Cost
             outside = [
                 (value, y)
                 for value, y, cost in zip(values, figures, costs, strict=True)
-                if not _fits(cost, model)
+                if not cost.memory.fits
             ]
             if outside:
                 axes.plot(*zip(*outside, strict=True), "x", color="black", markersize=9)
@@ -148,9 +144,7 @@ def plot_sweep(series: Series, swept: str, values: Sequence[int], *, model: Cost
         axes.grid(visible=True, alpha=0.3)
     latency.legend()
     first = series[0][0]
-    figure.suptitle(
-        f"{first.workload.phase} on {model.device.name}, host {first.host.name}; predicted", fontsize=10
-    )
+    figure.suptitle(f"{first.workload.phase} on {setting(first, model)}; predicted", fontsize=10)
     try:
         figure.savefig(path)
     except OSError as error:

@@ -17,8 +17,8 @@ class OperatorErrors:
     """Errors of one kind of operator on `rows` operators, in percent.
 
     mape: mean absolute error over the measured latency. coverage_90: how often the measurement lay in the 90%
-    interval. summed_time: signed error of the predicted total over all rows. skipped_seen: rows that were not
-    judged because the model had been fitted on them.
+    interval. summed_time: signed error of the predicted total over all rows. bias: mean signed error; None in models
+    saved before it was kept. skipped_seen: rows that were not judged because the model had been fitted on them.
     """
 
     rows: int
@@ -28,6 +28,7 @@ class OperatorErrors:
     coverage_90: float
     summed_time: float
     skipped_seen: int = 0
+    bias: float | None = None
 
 
 def operator_errors(
@@ -39,7 +40,8 @@ def operator_errors(
     skipped_seen: int,
 ) -> OperatorErrors:
     """Errors of predictions with 90% intervals against measurements, (n,) each, n at least 1."""
-    error = np.abs(median_ms / measured_ms - 1)
+    signed = median_ms / measured_ms - 1
+    error = np.abs(signed)
     inside = (low_ms <= measured_ms) & (measured_ms <= high_ms)
     return OperatorErrors(
         rows=len(measured_ms),
@@ -49,4 +51,5 @@ def operator_errors(
         coverage_90=100 * float(inside.mean()),
         summed_time=100 * float(median_ms.sum() / measured_ms.sum() - 1),
         skipped_seen=skipped_seen,
+        bias=100 * float(signed.mean()),
     )

@@ -1,9 +1,10 @@
 """What bounds the time of a group of operators, and how far it is from the roofline.
 
-An operator is bound by compute, by memory, or by latency where both are shorter than a kernel launch. Its roofline
-time is what the reachable ceilings of the device allow (see roofline.py), so that a share of 1 means: no faster
-kernel is to be expected, only less work. Shares above 1 occur where the L2 cache serves part of the traffic, which the
-roofline counts as coming from memory, and where a launch takes less than the roofline assumes.
+An operator is bound by compute, by memory, or by latency where both are shorter than a kernel launch; what devices of
+a tensor-parallel group tell one another is bound by their link, and its own analytic figure is its roofline. The
+roofline time of all else is what the reachable ceilings of the device allow (see roofline.py), so that a share of 1
+means: no faster kernel is to be expected, only less work. Shares above 1 occur where the L2 cache serves part of the
+traffic, which the roofline counts as coming from memory, and where a launch takes less than the roofline assumes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hwsearch.records import DeviceSpec
 
 __all__ = ["BOUNDS", "Share", "ceilings", "joined"]
 
-BOUNDS = ("compute", "memory", "latency", "host")
+BOUNDS = ("compute", "memory", "latency", "link", "host")
 
 
 @dataclass(kw_only=True)

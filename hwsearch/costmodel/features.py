@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import context_blocks, delta_lanes, generation_split
+from hwsearch.costmodel.forms.attention import reach
+from hwsearch.costmodel.forms.context_attention import context_blocks, context_splits
+from hwsearch.costmodel.forms.delta_rule import delta_lanes
+from hwsearch.costmodel.forms.generation_attention import generation_split, planned
 from hwsearch.operators import CHUNK, KINDS, Columns
 from hwsearch.records import DeviceSpec
 
@@ -59,8 +62,9 @@ def _gemm(c: Columns, device: DeviceSpec, size: int) -> _Features:
 
 def _context_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
     total = c["seq_len"] + c["past_len"]
-    reach = np.where(c["window"] > 0, np.minimum(c["window"], total), total)
+    seen = reach(c)
     blocks, rows, keys = context_blocks(c)
+    splits = context_splits(c, device)
     group = c["num_heads"] / c["num_kv_heads"]
     return {
         "log_batch": np.log2(c["batch"]),
@@ -72,9 +76,12 @@ def _context_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
         "log_tokens": np.log2(c["batch"] * c["seq_len"]),
         "log_batch_heads": np.log2(c["batch"] * c["num_heads"]),
         "log_batch_kv": np.log2(c["batch"] * c["num_kv_heads"]),
+        "log_copied": np.log2(c["batch"] * c["seq_len"] * np.minimum(c["num_kv_heads"] * c["head_dim"], 512)),
         "windowed": (c["window"] > 0).astype(np.float64),
-        "log_reach": np.log2(reach),
-        "log_reach_share": np.log2(reach / total),
+        "log_reach": np.log2(seen),
+        "log_reach_share": np.log2(seen / total),
+        "log_split": np.log2(splits),
+        "efficiency_split": _wave_efficiency(blocks * splits, device),
         "log_blocks": np.log2(blocks / device.num_sms),
         "log_keys": np.log2(keys),
         "efficiency": _wave_efficiency(blocks, device),
@@ -93,7 +100,7 @@ def _context_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
 
 def _generation_attention(c: Columns, device: DeviceSpec, size: int) -> _Features:
     blocks, split, waves = generation_split(c, device)
-    reach = np.where(c["window"] > 0, np.minimum(c["window"], c["kv_len"]), c["kv_len"])
+    seen = reach(c)
     group = c["num_heads"] / c["num_kv_heads"]
     tiles = c["batch"] * c["num_kv_heads"]
     return {
@@ -104,7 +111,8 @@ def _generation_attention(c: Columns, device: DeviceSpec, size: int) -> _Feature
         "head_dim": c["head_dim"],
         "log_group": np.log2(group),
         "windowed": (c["window"] > 0).astype(np.float64),
-        "log_reach": np.log2(reach),
+        "log_reach": np.log2(seen),
+        "planned": planned(c),
         "log_blocks": np.log2(blocks),
         "log_split": np.log2(split),
         "log_waves": np.log2(waves),
@@ -113,7 +121,7 @@ def _generation_attention(c: Columns, device: DeviceSpec, size: int) -> _Feature
         "tile_efficiency": _wave_efficiency(tiles, device),
         "log_blocks_per_sm": np.log2(tiles * blocks / device.num_sms),
         "log_rows": np.log2(c["batch"] * c["num_heads"]),
-        "log_kv_over_l2": np.log2(size * 2 * tiles * reach * c["head_dim"] / device.l2_bytes),
+        "log_kv_over_l2": np.log2(size * 2 * tiles * seen * c["head_dim"] / device.l2_bytes),
         **_totals("generation_attention", c, device, size),
     }
 

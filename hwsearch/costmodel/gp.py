@@ -21,6 +21,9 @@ _ROOT5 = float(np.sqrt(5.0))
 _CLIP = 6.0  # standard deviations: keeps a far extrapolation finite
 _BLOCK = 4096
 _JITTER = 1e-6
+_ROUNDS = 3
+_REFINE = 15  # iterations on the hyperparameters in each round of reweighting
+_OUTLYING = 3.0  # median residuals: a row this far off is trusted half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,71 +89,100 @@ def _correlation(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecipe, seed: int) -> GP:
-    """Fit on features (n, F) and target (n,)."""
-    from scipy.linalg import cho_factor, cho_solve, lapack
-    from scipy.optimize import minimize
+    """Fit on features (n, F) and target (n,).
 
+    Kernel switches of a library show as outliers that a smooth function cannot follow and should not try to:
+    rows that are far from what the others say of them are trusted less, in rounds of refitting (iteratively
+    reweighted noise with Cauchy weights, the scale from the median of the leave-one-out residuals).
+    """
     rng = np.random.default_rng(seed)
     mean = features.mean(axis=0, dtype=np.float64)
     sd = np.maximum(features.std(axis=0, dtype=np.float64), 1e-6)
     x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
-    width = x.shape[1]
     rows = rng.permutation(len(x))
-    learn = rows[: recipe.learn]
-    xl, yl = x[learn], target[learn]
-    scale = float(np.std(yl)) + 1e-9
-    yl = yl / scale
-    prior_length = np.log(1.5 * np.sqrt(width))
+    learn, chosen = rows[: recipe.learn], np.sort(rows[: recipe.inducing])
+    scale = float(np.std(target[learn])) + 1e-9
+    y = target / scale
+    trust = np.ones(len(y))
+    theta = _learn(x[learn], y[learn], trust[learn], start=None, iterations=recipe.iterations)
+    for _ in range(_ROUNDS):
+        left = _solve(x, y, trust, chosen, theta)[1]
+        trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
+        theta = _learn(x[learn], y[learn], trust[learn], start=theta, iterations=_REFINE)
+    weight = scale * _solve(x, y, trust, chosen, theta)[0]
+    inverse_length = np.exp(-theta[:-2])
+    z = x[chosen] * inverse_length
+    return GP(*(np.asarray(a, np.float32) for a in (mean, sd, inverse_length, z, weight)))
+
+
+def _learn(
+    x: FloatArray, y: FloatArray, trust: FloatArray, *, start: FloatArray | None, iterations: int
+) -> FloatArray:
+    """Logarithms of length scales (F), signal and noise by maximum a posteriori, from rows (n, F) and (n,)."""
+    from scipy.linalg import cho_factor, cho_solve, lapack
+    from scipy.optimize import minimize
+
+    width = x.shape[1]
+    prior = np.concatenate([np.full(width, np.log(1.5 * np.sqrt(width))), [0.0, np.log(0.2)]])
 
     def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
-        log_inverse, log_signal, log_noise = -theta[:width], theta[width], theta[width + 1]
-        scaled = xl * np.exp(log_inverse)
+        scaled = x * np.exp(-theta[:width])
         correlation, slope = _correlation(scaled, scaled)
-        signal, noise = np.exp(2 * log_signal), np.exp(2 * log_noise)
+        signal, noise = np.exp(2 * theta[width]), np.exp(2 * theta[width + 1]) / trust
         kernel = signal * correlation
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
         factor = cho_factor(kernel, lower=True)
-        alpha = cho_solve(factor, yl)
+        alpha = cho_solve(factor, y)
         inverse = lapack.dpotri(factor[0], lower=True)[0]
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         outer = np.outer(alpha, alpha) - inverse
-        value = 0.5 * yl @ alpha + np.log(np.diag(factor[0])).sum()
+        value = 0.5 * y @ alpha + np.log(np.diag(factor[0])).sum()
         weighted = outer * slope * signal
         # Sum over pairs of weighted * (x_i - x_j)^2, for every input at once.
         pairs = 2 * (weighted.sum(axis=1) @ scaled**2) - 2 * (scaled * (weighted @ scaled)).sum(axis=0)
         gradient = np.empty(width + 2)
         gradient[:width] = -0.5 * pairs
         gradient[width] = -(outer * correlation).sum() * signal
-        gradient[width + 1] = -np.trace(outer) * noise
-        prior = np.concatenate([np.full(width, prior_length), [0.0, np.log(0.2)]])
-        spread = np.concatenate([np.full(width, 1.0), [1.0, 1.0]])
-        value += 0.5 * float((((theta - prior) / spread) ** 2).sum())
-        gradient += (theta - prior) / spread**2
-        return float(value), gradient
+        gradient[width + 1] = -(np.diag(outer) * noise).sum()
+        value += 0.5 * float(((theta - prior) ** 2).sum())
+        return float(value), gradient + theta - prior
 
-    start = np.concatenate([np.full(width, prior_length), [0.0, np.log(0.2)]])
-    bounds = [(-2.0, 6.0)] * width + [(-4.0, 3.0), (-5.0, 1.0)]
-    best = minimize(
+    best: FloatArray = minimize(
         negative_log_posterior,
-        start,
+        prior if start is None else start,
         jac=True,
         method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": recipe.iterations},
+        bounds=[(-2.0, 6.0)] * width + [(-4.0, 3.0), (-5.0, 1.0)],
+        options={"maxiter": iterations},
     ).x
-    inverse_length = np.exp(-best[:width])
-    signal, noise = np.exp(2 * best[width]), np.exp(2 * best[width + 1])
-    scaled = x * inverse_length
-    chosen = np.sort(rows[: recipe.inducing])
+    return best
+
+
+def _solve(
+    x: FloatArray, y: FloatArray, trust: FloatArray, chosen: NDArray[np.int64], theta: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Weights (m,) of the inducing rows `chosen`, and leave-one-out residuals (n,) of rows (n, F), (n,)."""
+    from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+    scaled = x * np.exp(-theta[:-2])
+    signal, noise = np.exp(2 * theta[-2]), np.exp(2 * theta[-1])
     z = scaled[chosen]
-    kzz = signal * _correlation(z, z)[0]
-    total = noise * kzz
+    total = noise * signal * _correlation(z, z)[0]
     total[np.diag_indices_from(total)] += _JITTER * noise * signal
     right = np.zeros(len(z))
+    blocks = []
     for begin in range(0, len(x), _BLOCK):
-        kzx = signal * _correlation(z, scaled[begin : begin + _BLOCK])[0]
-        total += kzx @ kzx.T
-        right += kzx @ (target[begin : begin + _BLOCK] / scale)
+        part = slice(begin, begin + _BLOCK)
+        kzx = signal * _correlation(z, scaled[part])[0]
+        blocks.append(kzx)
+        total += (kzx * trust[part]) @ kzx.T
+        right += kzx @ (trust[part] * y[part])
     total[np.diag_indices_from(total)] += 1e-8 * np.trace(total) / len(total)
-    weight = signal * scale * cho_solve(cho_factor(total, lower=True), right)
-    return GP(*(np.asarray(a, np.float32) for a in (mean, sd, inverse_length, z, weight)))
+    factor = cho_factor(total, lower=True)
+    solution = cho_solve(factor, right)
+    left = []
+    for begin, kzx in zip(range(0, len(x), _BLOCK), blocks, strict=True):
+        part = slice(begin, begin + _BLOCK)
+        leverage = trust[part] * (solve_triangular(factor[0], kzx, lower=True) ** 2).sum(axis=0)
+        left.append((y[part] - kzx.T @ solution) / np.maximum(1 - leverage, 1e-3))
+    return signal * solution, np.concatenate(left)

@@ -3,12 +3,13 @@
 The cost model prices kernels; what launches them decides how many there are and what is copied between them.
 
 engine: a serving engine. Fused kernels back to back, as inside a CUDA graph; the cache is written in place.
+engine-eager: the same kernels without a CUDA graph, each launched by the host.
 hf-eager: Hugging Face's eager modules. Every kernel of the module is launched by the host, and every step
 concatenates the new keys and values to the cache, which reads and writes the whole cache of the softmax layers (a
 full sliding window is rolled, a copy as well). Host and device work at the same time, so that a step takes the
 longer of the two; the largest layer's cache exists twice while it is copied.
 
-Constants of hf-eager, none of them fitted per row:
+Constants of the eager hosts, none of them fitted per row:
 
 * COPY_SHARE 0.35 of the datasheet bandwidth. PyTorch up to 2.7 concatenates 16-bit types element by element and so
   at half the rate of 32-bit types: github.com/pytorch/pytorch/pull/150233 gives 2.67 ms for 2.5 GB read and
@@ -32,7 +33,10 @@ from hwsearch.searchspace.eager import eager_embedding, eager_ffn, eager_head, e
 from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["ENGINE", "HF_EAGER", "HOSTS", "Host", "host_named"]
+__all__ = ["ENGINE", "ENGINE_EAGER", "HF_EAGER", "HOSTS", "Host", "host_named"]
+
+
+LAUNCH_MS = 0.010
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +97,17 @@ def _kv_bytes(layer: LayerSpec, context: int, workload: Workload) -> int:
 
 ENGINE = Host(
     name="engine",
-    label="serving engine: fused kernels back to back, no host time",
+    label="serving engine with CUDA graphs: fused kernels back to back, no host time",
     fused=True,
     launch_ms=0.0,
+    copy_share=None,
+    usable_share=0.9,
+)
+ENGINE_EAGER = Host(
+    name="engine-eager",
+    label="serving engine without CUDA graphs: fused kernels, host time per kernel",
+    fused=True,
+    launch_ms=LAUNCH_MS,
     copy_share=None,
     usable_share=0.9,
 )
@@ -103,11 +115,11 @@ HF_EAGER = Host(
     name="hf-eager",
     label="Hugging Face eager: unfused kernels, the cache copied at every step, host time per kernel",
     fused=False,
-    launch_ms=0.010,
+    launch_ms=LAUNCH_MS,
     copy_share=0.35,
     usable_share=0.95,
 )
-HOSTS: Mapping[str, Host] = {host.name: host for host in (ENGINE, HF_EAGER)}
+HOSTS: Mapping[str, Host] = {host.name: host for host in (ENGINE, ENGINE_EAGER, HF_EAGER)}
 
 
 def host_named(name: str) -> Host:

@@ -22,6 +22,7 @@ __all__ = ["Spread", "fit_spread"]
 COVERAGE = 0.9
 _LEAST_LOG_SIZE = 1e-3  # residuals below a tenth of a percent count as that
 _SIZE_RECIPE = TreesRecipe(trees=40, depth=4, rate=0.1, bins=32)
+_FOLDS = 4
 _LEARN_FROM = 400  # rows; with fewer, one size fits all
 _BLIND = 0.15  # per octave along a dimension whose effect was never measured: a judgement, not a fit
 _MOST_BLIND = 0.4
@@ -81,8 +82,14 @@ def fit_spread(
     centre = float(log_size.mean())
     recipe = _SIZE_RECIPE if len(residual) >= _LEARN_FROM else TreesRecipe(trees=0)
     size = fit_trees(features, log_size - centre, recipe=recipe, seed=seed)
-    expected = np.exp(centre + size.predict(features))
     n = len(residual)
+    # The quantile is taken on rows that the sizes were not learned from: on its own rows an ensemble is too sure.
+    expected = np.empty(n)
+    fold = np.random.default_rng(seed).permutation(n) % _FOLDS
+    for one in range(_FOLDS):
+        out = fold == one
+        learned = fit_trees(features[~out], (log_size - centre)[~out], recipe=recipe, seed=seed)
+        expected[out] = np.exp(centre + learned.predict(features[out]))
     level = min(1.0, np.ceil((n + 1) * COVERAGE) / n)
     quantile = float(np.quantile(np.abs(residual) / expected, level, method="higher"))
     return Spread(quantile, centre, growth, alone, size)

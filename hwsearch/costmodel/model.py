@@ -18,17 +18,35 @@ from hwsearch.costmodel.family import Family, fit_family
 from hwsearch.costmodel.roofline import ROOFLINE_FACTOR, roofline_ms
 from hwsearch.costmodel.storage import ModelState, load_state, save_state
 from hwsearch.costmodel.tables import Tables
+from hwsearch.costmodel.transferred import TransferredFamily
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator, columns, dtype_bytes, kind_named
 from hwsearch.records import DeviceSpec
 
-__all__ = ["EXTRAPOLATED", "LEAST_ROWS", "MEASURED", "PROVENANCES", "ROOFLINE", "CostModel", "Prediction"]
+__all__ = [
+    "EXTRAPOLATED",
+    "LEAST_ROWS",
+    "MEASURED",
+    "PROVENANCES",
+    "ROOFLINE",
+    "TRANSFERRED",
+    "UNMEASURED",
+    "CostModel",
+    "Prediction",
+    "check_rows",
+]
 
-MEASURED, EXTRAPOLATED, ROOFLINE = 0, 1, 2
-PROVENANCES = ("measured family", "extrapolated", "roofline")
+MEASURED, EXTRAPOLATED, ROOFLINE, TRANSFERRED, UNMEASURED = 0, 1, 2, 3, 4
+PROVENANCES = ("measured family", "extrapolated", "roofline", "transferred", "transferred, unmeasured")
 LEAST_ROWS = 12
 _BLOCK = 65536
 _KEPT = tuple(field.name for field in fields(ModelState))
+
+
+def check_rows(kind: str, rows: int) -> None:
+    """DataError where a kind has too few rows to fit and judge."""
+    if rows < LEAST_ROWS:
+        raise DataError(f"{kind}: {rows} measured operators; a fit needs at least {LEAST_ROWS}: measure more")
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Prediction:
     """Latencies of n operators: median and 90% interval in milliseconds, provenance codes, all (n,).
 
     `provenance` indexes PROVENANCES. `notes` say in words what is not measured: one for each kind of operator
-    that is extrapolated or has no fitted family.
+    that is extrapolated, rests on another device's measurements, or has no fitted family.
     """
 
     median_ms: NDArray[np.float64]
@@ -62,7 +80,7 @@ class CostModel:
     dtype: str
     source: str
     seed: int
-    families: Mapping[str, Family] = field(repr=False)
+    families: Mapping[str, Family | TransferredFamily] = field(repr=False)
     held_out: Mapping[str, OperatorErrors] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -82,10 +100,7 @@ class CostModel:
         size = dtype_bytes(dtype)
         families = {}
         for kind in sorted(tables):
-            if len(tables[kind]) < LEAST_ROWS:
-                raise DataError(
-                    f"{kind}: {len(tables[kind])} measured operators; a fit needs at least {LEAST_ROWS}: measure more"
-                )
+            check_rows(kind, len(tables[kind]))
             # The matrices are small: threads cost more than they give, and one gives the same sums everywhere.
             with threadpool_limits(limits=1):
                 families[kind] = fit_family(tables[kind], device=device, size=size, seed=seed)
@@ -123,15 +138,21 @@ class CostModel:
             note = f"{kind}: not measured; roofline of {self.device.name}, interval a factor of {ROOFLINE_FACTOR:g}"
             code = np.full(len(dims), ROOFLINE, np.uint8)
             return Prediction(median, median / factor, median * factor, code, (note,))
+        family = self.families[kind]
         outside = (excess > 0).any(axis=1)
-        notes: tuple[str, ...] = ()
+        inside, beyond = MEASURED, EXTRAPOLATED
+        notes = []
+        if isinstance(family, TransferredFamily):
+            inside = TRANSFERRED if family.rows else UNMEASURED
+            beyond = EXTRAPOLATED if family.rows else UNMEASURED
+            notes.append(f"{kind}: {family.origin} {self.device.name} ({self.runtime})")
         if outside.any():
-            said = self.families[kind].region.describe(
+            said = family.region.describe(
                 columns(kind, dims[outside]), excess[outside], size=dtype_bytes(self.dtype)
             )
-            notes = (f"{kind}: {int(outside.sum())} of {len(dims)} extrapolated: {said}",)
-        code = np.where(outside, EXTRAPOLATED, MEASURED).astype(np.uint8)
-        return Prediction(median, median / factor, median * factor, code, notes)
+            notes.append(f"{kind}: {int(outside.sum())} of {len(dims)} extrapolated: {said}")
+        code = np.where(outside, beyond, inside).astype(np.uint8)
+        return Prediction(median, median / factor, median * factor, code, tuple(notes))
 
     def _predict_block(
         self, kind: str, dims: NDArray[np.int64]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
 
-__all__ = ["Neighbours", "fit_neighbours", "near", "row_keys", "support"]
+__all__ = ["Neighbours", "Surroundings", "fit_neighbours", "row_keys", "support"]
 
 FloatArray = NDArray[np.float64]
 _SIDES = 2  # along each dimension: the nearest smaller and the nearest larger
@@ -31,44 +32,63 @@ _RANK_BITS = np.uint64(20)  # half a million different values along a dimension
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def near(
-    known: NDArray[np.int64], left: FloatArray, asked: NDArray[np.int64]
-) -> tuple[FloatArray, FloatArray]:
-    """Residuals and distances in octaves (n, d, 2) of the known rows (u, d) that differ from an asked
-    row (n, d) in one dimension only, the nearest on each side. `left` (u,) are the known rows' residuals."""
-    n, width = asked.shape
-    residual = np.zeros((n, width, _SIDES))
-    octaves = np.full((n, width, _SIDES), _NONE)
-    scrambled = _scramble(known)
-    scrambled_asked = _scramble(asked)
-    for axis in range(width):
-        values = np.unique(known[:, axis])
-        if len(values) < 2:
-            continue
-        # A key orders rows by all other dimensions, then by their rank along this one; ranks are even, so that
-        # a value between two measured ones has an odd rank of its own.
-        rank = 2 * np.searchsorted(values, known[:, axis]).astype(np.uint64) + np.uint64(2)
-        place = np.searchsorted(values, asked[:, axis])
-        inside = np.minimum(place, len(values) - 1)
-        rank_asked = (2 * place + 2 - (values[inside] != asked[:, axis])).astype(np.uint64)
-        group = scrambled.sum(axis=1, dtype=np.uint64) - scrambled[:, axis]
-        group_asked = scrambled_asked.sum(axis=1, dtype=np.uint64) - scrambled_asked[:, axis]
-        key = (group << _RANK_BITS) | rank
-        order = np.argsort(key)
-        key = key[order]
-        key_asked = (group_asked << _RANK_BITS) | rank_asked
-        below = np.searchsorted(key, key_asked)
-        here = (below < len(key)) & (key[np.minimum(below, len(key) - 1)] == key_asked)
-        log_known = np.log2(np.maximum(known[order, axis], 0.5))
-        log_asked = np.log2(np.maximum(asked[:, axis], 0.5))
-        ordered = left[order]
-        for side, at in enumerate((below - 1, below + here)):
-            valid = (at >= 0) & (at < len(key))
-            at = np.clip(at, 0, len(key) - 1)
-            valid &= (key[at] >> _RANK_BITS) == (key_asked >> _RANK_BITS)
-            residual[:, axis, side] = np.where(valid, ordered[at], 0.0)
-            octaves[:, axis, side] = np.where(valid, np.abs(log_known[at] - log_asked), _NONE)
-    return residual, octaves
+@dataclass(frozen=True)
+class _Axis:
+    """Known rows ordered along one dimension: its distinct values, and per row in order a key, log2 and residual."""
+
+    values: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    log_value: FloatArray
+    left: FloatArray
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Known rows (u, d) and their residuals (u,), indexed for looking up what is measured next to a row."""
+
+    width: int
+    axes: Mapping[int, _Axis]
+
+    @classmethod
+    def of(cls, known: NDArray[np.int64], left: FloatArray) -> Surroundings:
+        scrambled = _scramble(known)
+        axes = {}
+        for axis in range(known.shape[1]):
+            values = np.unique(known[:, axis])
+            if len(values) < 2:
+                continue
+            # A key orders rows by all other dimensions, then by their rank along this one; ranks are even, so
+            # that a value between two measured ones has an odd rank of its own.
+            rank = 2 * np.searchsorted(values, known[:, axis]).astype(np.uint64) + np.uint64(2)
+            group = scrambled.sum(axis=1, dtype=np.uint64) - scrambled[:, axis]
+            key = (group << _RANK_BITS) | rank
+            order = np.argsort(key)
+            log_value = np.log2(np.maximum(known[order, axis], 0.5))
+            axes[axis] = _Axis(values, key[order], log_value, left[order])
+        return cls(known.shape[1], axes)
+
+    def near(self, asked: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """Residuals and distances in octaves (n, d, 2) of the known rows that differ from an asked row (n, d) in
+        one dimension only, the nearest on each side."""
+        residual = np.zeros((*asked.shape, _SIDES))
+        octaves = np.full((*asked.shape, _SIDES), _NONE)
+        scrambled = _scramble(asked)
+        every = scrambled.sum(axis=1, dtype=np.uint64)
+        for axis, known in self.axes.items():
+            place = np.searchsorted(known.values, asked[:, axis])
+            inside = np.minimum(place, len(known.values) - 1)
+            rank = (2 * place + 2 - (known.values[inside] != asked[:, axis])).astype(np.uint64)
+            key = ((every - scrambled[:, axis]) << _RANK_BITS) | rank
+            below = np.searchsorted(known.key, key)
+            here = (below < len(known.key)) & (known.key[np.minimum(below, len(known.key) - 1)] == key)
+            log_asked = np.log2(np.maximum(asked[:, axis], 0.5))
+            for side, at in enumerate((below - 1, below + here)):
+                valid = (at >= 0) & (at < len(known.key))
+                at = np.clip(at, 0, len(known.key) - 1)
+                valid &= (known.key[at] >> _RANK_BITS) == (key >> _RANK_BITS)
+                residual[:, axis, side] = np.where(valid, known.left[at], 0.0)
+                octaves[:, axis, side] = np.where(valid, np.abs(known.log_value[at] - log_asked), _NONE)
+        return residual, octaves
 
 
 def _scramble(dims: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -115,11 +135,15 @@ class Neighbours:
     target: NDArray[np.float32]
     trees: Trees
 
+    @cached_property
+    def _surroundings(self) -> Surroundings:
+        return Surroundings.of(self.dims, self.target.astype(np.float64))
+
     def around(
         self, dims: NDArray[np.int64], features: NDArray[np.float32], predicted: FloatArray
     ) -> tuple[FloatArray, NDArray[np.float32]]:
         """Correction (n,) of a predicted residual (n,) at features (n, F), and `support` (n, 2), for dims (n, d)."""
-        found = near(self.dims, self.target.astype(np.float64), dims)
+        found = self._surroundings.near(dims)
         rows, close = _inputs(features, found, predicted)
         return np.where(close, self.trees.predict(rows), 0.0), support(found[1])
 
@@ -154,7 +178,7 @@ def fit_neighbours(
     Also returns what is left of every row (n,) by ensembles that had not seen its `fold` either, and the support
     (n, 2) of every row.
     """
-    found = near(dims, target, dims)
+    found = Surroundings.of(dims, target).near(dims)
     rows, close = _inputs(features, found, predicted)
     left = target - predicted
     recipe = _MANY if len(target) >= _MANY_ROWS else _FEW

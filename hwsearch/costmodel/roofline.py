@@ -23,17 +23,27 @@ ROOFLINE_FACTOR = 2.0
 
 
 def _times(
-    kind: str, c: Columns, device: DeviceSpec, size: int
+    kind: str, c: Columns, device: DeviceSpec, size: int, unmoved: NDArray[np.float64] | float = 0.0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     entry = kind_named(kind)
     compute = 1e3 * entry.flops(c) / (COMPUTE_SHARE * device.peak_flops)
-    memory = 1e3 * entry.bytes(c, size) / (BANDWIDTH_SHARE * device.bandwidth)
+    memory = 1e3 * (entry.bytes(c, size) - unmoved) / (BANDWIDTH_SHARE * device.bandwidth)
     return compute, memory
 
 
-def roofline_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int) -> NDArray[np.float64]:
-    """Milliseconds (n,): launch, then the slower of arithmetic and traffic. `size`: bytes per element."""
-    compute, memory = _times(kind, c, device, size)
+def roofline_ms(
+    kind: str,
+    c: Columns,
+    *,
+    device: DeviceSpec,
+    size: int,
+    unmoved: NDArray[np.float64] | float = 0.0,
+) -> NDArray[np.float64]:
+    """Milliseconds (n,): launch, then the slower of arithmetic and traffic.
+
+    size: bytes per element. unmoved: bytes (n,) that need not be moved, because weights are stored in fewer.
+    """
+    compute, memory = _times(kind, c, device, size, unmoved)
     return LAUNCH_MS + np.maximum(compute, memory)
 
 

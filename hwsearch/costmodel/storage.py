@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.costmodel.accuracy import OperatorErrors
+from hwsearch.costmodel.devices import completed
 from hwsearch.costmodel.family import Family, family_from_state
+from hwsearch.costmodel.transferred import TransferredFamily, transferred_from_state
 from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import KINDS
 from hwsearch.records import DeviceSpec
@@ -41,7 +43,7 @@ class ModelState:
     dtype: str
     source: str
     seed: int
-    families: Mapping[str, Family]
+    families: Mapping[str, Family | TransferredFamily]
     held_out: Mapping[str, OperatorErrors]
 
 
@@ -127,21 +129,21 @@ def load_state(path: Path) -> ModelState:
     """Read the folder `path`; DataError where it is not a whole model of a version this package knows."""
     document, packed = _read_pair(path)
     try:
-        device = DeviceSpec(**document["device"])
+        device = completed(DeviceSpec(**document["device"]))
         with np.load(io.BytesIO(packed), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        families = {}
+        families: dict[str, Family | TransferredFamily] = {}
         for kind, own in document["families"].items():
             if kind not in KINDS:
                 raise DataError(f"{path} holds the unknown operator {kind!r}: update hwsearch")
             prefix = f"{kind}/"
-            families[kind] = family_from_state(
-                kind,
-                constants=own["constants"],
-                share=own["share"],
-                spread=own["spread"],
-                arrays={k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)},
-            )
+            part = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+            if "transferred_from" in own:
+                families[kind] = transferred_from_state(kind, own, part)
+            else:
+                families[kind] = family_from_state(
+                    kind, constants=own["constants"], share=own["share"], spread=own["spread"], arrays=part
+                )
         return ModelState(
             device=device,
             runtime=document["runtime"],

@@ -19,7 +19,7 @@ from hwsearch.costmodel.analytic import analytic_ms
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import COVERAGE, Spread
-from hwsearch.costmodel.neighbours import near, row_keys, support
+from hwsearch.costmodel.neighbours import Surroundings, row_keys, support
 from hwsearch.costmodel.region import Region, fit_region, shape_axes
 from hwsearch.costmodel.residual import fit_residual
 from hwsearch.costmodel.tables import Table
@@ -86,7 +86,7 @@ def _errors(
     features, target = described(known)
     model = fit_residual(features, target, share=0.0, seed=seed)
     features, target = described(asked)
-    surroundings = support(near(known.dims, np.zeros(len(known)), asked.dims)[1])
+    surroundings = support(Surroundings.of(known.dims, np.zeros(len(known))).near(asked.dims)[1])
     none = np.zeros(len(asked))
     shape = shape_axes(known.kind)
     inputs = np.hstack([features, surroundings])

@@ -1,8 +1,9 @@
-"""Evolution: NSGA-II with constraint domination, duplicate elimination, and refinement at the budget.
+"""Evolution: constraint domination, duplicate elimination, adaptive operators, and guidance by a learnt model.
 
-Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II (2002). Feasible genomes come before
-infeasible ones, those before others by their front and crowding, infeasible ones by their violation. Added to
-it: every genome is evaluated once at most, and an eighth of each generation comes from `Effects.refine`.
+Two objectives are selected by front and crowding (Deb et al., NSGA-II, 2002), more by front and reference
+directions (NSGA-III, see `reference`). Feasible genomes come before infeasible ones, those before others by their
+violation, a sum of shares of each budget. Every genome is evaluated once at most. Where a model of the evaluations
+so far predicts well, most of a generation comes from it (`guide`).
 
 `ask` proposes genomes and `tell` takes their costs, so that who evaluates, and what is written down, is the
 caller's business. All randomness is spent in `ask`.
@@ -16,25 +17,36 @@ from typing import Any
 import numpy as np
 
 from hwsearch.errors import InputError
-from hwsearch.search.effects import Effects
+from hwsearch.search.guide import Guide
 from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
 from hwsearch.search.problem import Problem
+from hwsearch.search.reference import directions, survivors
 from hwsearch.search.rules import Rules
-from hwsearch.search.space import FloatArray, Genomes
-from hwsearch.search.variation import mutate, vary
+from hwsearch.search.space import BoolArray, FloatArray, Genomes
+from hwsearch.search.variation import Rates, corners, vary
 
 __all__ = ["Evolution"]
 
 _ATTEMPTS = 4  # how often a generation is topped up where children turn out to be known already
-_STEPS = 3
-_SHAKES = 2
-_LEARNT = 8  # the effects are learnt from the first so many generations, then from every so many-th
+_GUIDED = 0.75  # of a generation comes from the model, where there is one to trust
+_INNER_POPULATION, _INNER_GENERATIONS = 100, 30
 
 
 class Evolution:
-    """The state of one run. The same seed and the same answers give the same questions."""
+    """The state of one run. The same seed and the same answers give the same questions.
 
-    def __init__(self, problem: Problem, *, population: int, seed: int) -> None:
+    guided: whether a model may propose. start: genomes (s, layers) to begin with.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        population: int,
+        seed: int,
+        guided: bool = True,
+        start: Genomes | None = None,
+    ) -> None:
         if population < 4:
             raise InputError(f"a population needs at least 4 genomes, got {population}")
         space = problem.space
@@ -43,136 +55,139 @@ class Evolution:
         self.generation = 0
         self.evaluations = 0
         self.rules = Rules(space)
+        self.rates = Rates(self.rules)
+        self.guide = Guide(problem, rules=self.rules, spread=_spread) if guided else None
         self.archive = Archive(num_layers=space.num_layers, num_objectives=len(problem.objectives))
         self.population = np.empty(0, dtype=np.int64)  # evaluation numbers, best first
         self._rng = np.random.default_rng(seed)
+        self._start = start
         self._seen: set[bytes] = set()
         self._batches: list[tuple[Genomes, FloatArray]] = []
         self._genomes = np.empty((0, space.num_layers), dtype=np.int64)  # of the population
         self._costs = np.empty((0, len(problem.distinct)))
-        self._effects = Effects(
-            num_layers=space.num_layers,
-            num_choices=space.allowed_mask.shape[1],
-            num_costs=len(problem.distinct),
-        )
+        self._used = np.empty((0, len(self.rates.names)), dtype=bool)  # by the children asked about last
+        m = len(problem.objectives)
+        self._towards = directions(m, at_most=population) if m > 2 else None
 
-    def ask(self) -> Genomes:
-        """The next generation, (n, layers): valid, all different, never asked before; n may be 0."""
+    def ask(self, *, at_most: int | None = None) -> Genomes:
+        """The next generation, (n, layers): valid, all different, never asked before; n may be 0.
+
+        at_most: how many genomes at the most, if less than the population.
+        """
+        size = self.size if at_most is None else min(self.size, at_most)
         batch: list[Genomes] = []
+        marks: list[BoolArray] = []
         taken: set[bytes] = set()
-        count = 0
-        for attempt in range(_ATTEMPTS):
-            missing = self.size - count
-            if not missing:
-                break
-            if self.generation == 0:
-                candidates = self._seeds(missing, corners=attempt == 0)
-            else:
-                candidates = vary(self._genomes, missing, rules=self.rules, rng=self._rng)
-                if attempt == 0:
-                    candidates = np.concatenate((self._refined(), candidates))
+
+        def take(candidates: Genomes, used: BoolArray | None) -> None:
             fresh = []
             for i, key in enumerate(_keys(candidates)):
-                if key not in self._seen and key not in taken and count < self.size:
+                if key not in self._seen and key not in taken and len(taken) < size:
                     taken.add(key)
                     fresh.append(i)
-                    count += 1
             batch.append(candidates[fresh])
+            blank = np.zeros((len(fresh), len(self.rates.names)), dtype=bool)
+            marks.append(blank if used is None else used[fresh])
+
+        if self.generation == 0:
+            take(self._seeds(size), None)
+        elif self.guide:
+            take(self._guided(self.guide, size), None)
+        for _ in range(_ATTEMPTS):
+            missing = size - len(taken)
+            if not missing:
+                break
+            if len(self._genomes):
+                take(
+                    *vary(
+                        self._genomes,
+                        missing + missing // 8,
+                        rules=self.rules,
+                        rates=self.rates,
+                        rng=self._rng,
+                    )
+                )
+            else:
+                take(self.problem.space.sample(missing, rng=self._rng), None)
+        self._used = np.concatenate(marks)
         return np.ascontiguousarray(np.concatenate(batch))
 
-    def _seeds(self, n: int, *, corners: bool) -> Genomes:
-        """Random genomes, after one per choice that has it wherever it may stand."""
-        genomes = self.problem.space.sample(n, rng=self._rng)
-        if corners:
-            repeated = [
-                np.where(self.rules.allowed[:, choice], choice, genomes[choice % n])
-                for choice in range(self.rules.num_choices)
-            ]
-            genomes = np.concatenate((self.rules.repair(np.array(repeated), rng=self._rng), genomes))
-        return genomes
+    def _seeds(self, n: int) -> Genomes:
+        """What to start from: given genomes, corners, and genomes that cover every choice of every layer evenly."""
+        spread = self._even(n)
+        edges = corners(spread, rules=self.rules, rng=self._rng)[: n // 4]
+        given = spread[:0] if self._start is None else self._start
+        return np.concatenate((given, edges, spread))
 
-    def _refined(self) -> Genomes:
-        """What the effects learnt so far suggest, at most an eighth of a generation.
+    def _even(self, n: int) -> Genomes:
+        """n random genomes; in a space without rules every choice of a layer occurs equally often."""
+        if not self.rules.free:
+            return self.problem.space.sample(n, rng=self._rng)
+        columns = []
+        for allowed in self.rules.allowed:
+            options = np.flatnonzero(allowed)
+            repeated = np.tile(options, -(-n // len(options)))[:n]
+            columns.append(self._rng.permutation(repeated))
+        return np.stack(columns, axis=1)
 
-        In turns: the best genome, and a copy with a few layers or a tied group changed; then a genome built
-        from the effects at the budgets, and one that must also be no worse in the second objective than a
-        member of the population, which sharpens the rest of the front. All are refined by exchange moves.
-        """
-        problem, rng = self.problem, self._rng
-        bounds = np.full(len(problem.distinct), np.inf)
-        for budget, column in zip(problem.budgets, problem.budget_columns, strict=True):
-            bounds[column] = min(bounds[column], budget.at_most)
-        best = self._best_row()
-        if self.generation % 2:
-            starts = [(self._genomes[best], self._costs[best], bounds)]
-            shaken = self._switched(self._genomes[[best]])
-            for _ in range(_SHAKES):
-                shaken = mutate(shaken, rules=self.rules, rng=rng)
-            drafts = [(shaken, bounds)]
-        else:
-            starts = []
-            drafts = [(self._effects.construct(bounds, rules=self.rules, rng=rng), bounds)]
-            if len(problem.objectives) > 1:
-                column = problem.objective_columns[1]
-                tighter = bounds.copy()
-                row = int(rng.integers(len(self._genomes)))
-                tighter[column] = min(tighter[column], self._costs[row, column])
-                drafts.append((self._effects.construct(tighter, rules=self.rules, rng=rng), tighter))
-        for draft, limits in drafts:
-            for genome in self.rules.repair(draft, rng=rng):
-                costs = self._effects.predict(genome, near=self._genomes[best], costs=self._costs[best])
-                starts.append((genome, costs, limits))
-        found = [self._genomes[:0]]
-        for genome, costs, limits in starts:
-            path = self._effects.refine(
-                genome, costs=costs, bounds=limits, steps=_STEPS, rules=self.rules, rng=rng
-            )
-            found.append(path[::-1][: max(self.size // 16, 1)])
-        return np.concatenate(found)
-
-    def _switched(self, genomes: Genomes) -> Genomes:
-        """Genomes (n, layers) with one tied group changed to one of its members."""
-        if self.rules.ties:
-            members = self.rules.ties[int(self._rng.integers(len(self.rules.ties)))]
-            target = self._rng.choice(np.flatnonzero(members))
-            genomes = np.where(members[genomes], target, genomes)
-        return genomes
-
-    def _best_row(self) -> int:
-        """The row of the population with the least violation, and among those the least first objective."""
-        violations = self.problem.violations(self._costs)
-        return int(np.lexsort((self._costs[:, self.problem.objective_columns[0]], violations))[0])
+    def _guided(self, guide: Guide, size: int) -> Genomes:
+        """What the model proposes; before there is one, more genomes to learn it from."""
+        if self.evaluations < guide.first_fit and guide.tier != "free":
+            return self._even(min(size, guide.first_fit - self.evaluations))
+        if not guide.due(self.evaluations):
+            return self._genomes[:0]
+        genomes = np.concatenate([genomes for genomes, _ in self._batches])
+        costs = np.concatenate([costs for _, costs in self._batches])
+        share = max(int(_GUIDED * size), 1)
+        return guide.propose(genomes, costs, share, rng=self._rng)
 
     def tell(self, genomes: Genomes, costs: FloatArray) -> None:
         """Takes the costs (n, k) of the genomes (n, layers) that `ask` proposed, and selects."""
         first = self.evaluations
+        old = len(self._genomes)
         self._absorb(genomes, costs)
         numbers = np.concatenate((self.population, np.arange(first, first + len(genomes))))
         pool = np.concatenate((self._genomes, genomes))
         pool_costs = np.concatenate((self._costs, costs))
-        objectives = pool_costs[:, self.problem.objective_columns]
-        ranks = constrained_ranks(objectives, self.problem.violations(pool_costs))
-        crowding = crowding_distance(objectives, ranks)
-        kept = np.lexsort((-crowding, ranks))[: self.size]
+        kept = self._selected(pool_costs)
         self.population, self._genomes, self._costs = numbers[kept], pool[kept], pool_costs[kept]
+        if old and len(self._used) == len(genomes):
+            survived = np.zeros(len(pool), dtype=bool)
+            survived[kept] = True
+            made = self._used.any(axis=1)
+            self.rates.learn(self._used[made], survived[old:][made])
+
+    def _selected(self, costs: FloatArray) -> Genomes:
+        """Which rows of costs (p, k) form the next population, best first."""
+        objectives = costs[:, self.problem.objective_columns]
+        ranks = constrained_ranks(objectives, self.problem.violations(costs))
+        if self._towards is not None:
+            return survivors(objectives, ranks, self.size, towards=self._towards)
+        if objectives.shape[1] == 1:
+            return np.argsort(ranks, kind="stable")[: self.size]
+        crowding = crowding_distance(objectives, ranks)
+        return np.lexsort((-crowding, ranks))[: self.size]
 
     def _absorb(self, genomes: Genomes, costs: FloatArray) -> None:
         """Everything that depends on the evaluations alone; a restored run goes through it again."""
         self._seen.update(_keys(genomes))
+        if self.guide:
+            self._batches.append((genomes, costs))
         objectives = costs[:, self.problem.objective_columns]
-        violations = self.problem.violations(costs)
-        feasible = violations <= 0
+        feasible = self.problem.violations(costs) <= 0
         if feasible.any():
             self.archive.add(genomes[feasible], objectives[feasible])
         self.generation += 1
         self.evaluations += len(genomes)
-        if len(genomes) and (self.generation <= _LEARNT or self.generation % _LEARNT == 0):
-            self._effects.add(genomes, costs)
-            self._effects.fit()
 
     def state(self) -> dict[str, Any]:
-        """The random state and the population, as JSON; with the evaluations it makes the run whole again."""
-        return {"rng": self._rng.bit_generator.state, "population": self.population.tolist()}
+        """Random state, population and what was learnt, as JSON; with the evaluations it makes the run whole again."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "population": self.population.tolist(),
+            "rates": self.rates.state(),
+            "guide": self.guide.state() if self.guide else None,
+        }
 
     def restore(self, batches: list[tuple[Genomes, FloatArray]], state: Mapping[str, Any]) -> None:
         """Takes a new run to where another was: its genomes and costs by generation, and its last state."""
@@ -183,6 +198,18 @@ class Evolution:
         self._genomes = np.concatenate([genomes for genomes, _ in batches])[self.population]
         self._costs = np.concatenate([costs for _, costs in batches])[self.population]
         self._rng.bit_generator.state = state["rng"]
+        self.rates.restore(state["rates"])
+        if self.guide:
+            self.guide.restore(state["guide"])
+
+
+def _spread(problem: Problem, start: Genomes, seed: int) -> Genomes:
+    """The front (f, layers) of a problem that costs next to nothing to evaluate, by a short evolution."""
+    evolution = Evolution(problem, population=_INNER_POPULATION, seed=seed, guided=False, start=start)
+    for _ in range(_INNER_GENERATIONS):
+        genomes = evolution.ask()
+        evolution.tell(genomes, problem.costs(genomes))
+    return evolution.archive.genomes
 
 
 def _keys(genomes: Genomes) -> list[bytes]:

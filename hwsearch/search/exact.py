@@ -1,31 +1,28 @@
-"""The exact optimum of a cost that adds up over layers, as a multiple-choice integer programme.
+"""The exact optimum of costs that come as tables, by whichever solver proves it.
 
-One binary variable per layer and allowed choice, one per member of a tied group, one continuous variable per
-cost with a peak; budgets, limits and forbidden transitions are linear rows. Solved by HiGHS through
-scipy.optimize.milp (Huangfu and Hall, 2018). The form is that of Puzzle (arXiv 2411.19146), with ties, limits,
-transitions and peaks added.
+Costs that add up over layers and neighbouring layers are a resource-constrained shortest path (`chain`), which is
+proven in well under a second for any depth in use; pairs of layers that are not neighbours, and the rare chain that
+needs too many labels, go to the integer programme (`programme`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from hwsearch.errors import InputError
-from hwsearch.search.problem import Additive, Budget, Cost
-from hwsearch.search.space import FloatArray, Genomes, Space
+from hwsearch.search.chain import Chain, is_chain
+from hwsearch.search.problem import Additive, Budget, Cost, Pairwise
+from hwsearch.search.programme import Programme
+from hwsearch.search.rules import Rules
+from hwsearch.search.space import BoolArray, FloatArray, Genomes, Space
 
 __all__ = ["ExactResult", "minimise"]
 
-_SCALED = 1e3  # objective range given to HiGHS, whose absolute gap is 1e-6
 _ROUNDING_RETRIES = 6
-
-Columns = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +40,49 @@ def minimise(
 ) -> ExactResult | None:
     """The genome of the space with the least cost within the budgets; None where the budgets leave no genome.
 
-    Raises InputError where a cost does not add up over layers.
+    Raises InputError where a cost does not come as tables.
     """
-    programme = _Programme(space, cost, budgets)
+    objective = _tables(cost, space, "the objective")
+    bounded = [(budget, _tables(budget.cost, space, budget.name)) for budget in budgets]
+    started = time.monotonic()
+    first: ExactResult | None = None
+    if is_chain(objective) and all(is_chain(tables) for _, tables in bounded):
+        chain = Chain([objective, *(tables for _, tables in bounded)], rules=Rules(space))
+        if chain.tractable:
+            first = _by_chain(chain, space, cost, budgets, deadline=started + time_limit_s / 2)
+            if first is None or first.proven:
+                return first
+    left = max(time_limit_s - (time.monotonic() - started), time_limit_s / 2)
+    second = _by_programme(Programme(space, objective, bounded), cost, budgets, time_limit_s=left)
+    if first is None or second is None:
+        return second
+    return _better(first, second)
+
+
+def _by_chain(
+    chain: Chain, space: Space, cost: Cost, budgets: Sequence[Budget], *, deadline: float
+) -> ExactResult | None:
+    def check(genomes: Genomes) -> tuple[FloatArray, BoolArray]:
+        fits = space.valid(genomes)
+        for budget in budgets:
+            fits &= budget.cost(genomes) <= budget.at_most
+        return cost(genomes), fits
+
+    at_most = np.array([budget.at_most for budget in budgets], dtype=np.float64)
+    paths = chain.cheapest(at_most, check=check, deadline=deadline)
+    if len(paths.values):
+        return ExactResult(
+            genome=tuple(paths.genomes[0].tolist()),
+            value=float(paths.values[0]),
+            bound=float(paths.bound),
+            proven=bool(paths.proven),
+        )
+    return None if paths.proven else ExactResult(genome=None, value=None, bound=paths.bound, proven=False)
+
+
+def _by_programme(
+    programme: Programme, cost: Cost, budgets: Sequence[Budget], *, time_limit_s: float
+) -> ExactResult | None:
     first: tuple[float, bool] | None = None
     slack = np.zeros(len(budgets))
     for _ in range(_ROUNDING_RETRIES):
@@ -69,131 +106,17 @@ def minimise(
     return ExactResult(genome=None, value=None, bound=first[0], proven=False)
 
 
-class _Programme:
-    """Variables: x[layer, choice] where allowed, then tie members, then one peak per cost that has one."""
-
-    def __init__(self, space: Space, cost: Cost, budgets: Sequence[Budget]) -> None:
-        self.space = space
-        allowed = space.allowed_mask
-        self.index = np.full(allowed.shape, -1, dtype=np.int64)
-        self.index[allowed] = np.arange(allowed.sum())
-        self.binaries = int(allowed.sum())
-        self.variables = self.binaries
-        self._peaks: list[tuple[float, float]] = []  # the range of each, in the order of their variables
-        self._rows: list[tuple[Columns, FloatArray, float, float]] = []
-        for layer in range(space.num_layers):
-            self._row(self._of(layer, allowed[layer]), 1.0, 1.0, 1.0)
-        self._ties()
-        self.binaries = self.variables
-        self._limits()
-        self._transitions()
-        self.budgets = tuple(budgets)
-        self._budget_rows: list[int] = []
-        for budget in self.budgets:
-            coefficients = self._linear(_additive(budget.cost, space, budget.name))
-            self._budget_rows.append(len(self._rows))
-            columns = np.array(sorted(coefficients), dtype=np.int64)
-            values = np.array([coefficients[column] for column in columns.tolist()])
-            self._row(columns, values / budget.scale, -np.inf, 0.0)
-        self.cost = _additive(cost, space, "the objective")
-        self._objective = self._linear(self.cost)
-
-    def _of(self, layer: int, choices: NDArray[np.bool_]) -> Columns:
-        columns = self.index[layer, choices]
-        inside: Columns = columns[columns >= 0]
-        return inside
-
-    def _row(self, columns: Columns, values: float | FloatArray, low: float, high: float) -> None:
-        self._rows.append((columns, np.broadcast_to(np.float64(values), columns.shape), low, high))
-
-    def _ties(self) -> None:
-        """A member may stand in a layer only where its group has settled on it, and on one member only."""
-        for kind in self.space.ties:
-            members = np.flatnonzero(self.space.kind_mask(kind))
-            chosen = self.variables + np.arange(len(members))
-            self.variables += len(members)
-            self._row(chosen, 1.0, 0.0, 1.0)
-            for member, variable in zip(members, chosen, strict=True):
-                for column in self.index[:, member][self.index[:, member] >= 0]:
-                    self._row(np.array([column, variable]), np.array([1.0, -1.0]), -1.0, 0.0)
-
-    def _limits(self) -> None:
-        for kind, limit in self.space.limits.items():
-            columns = self.index[:, self.space.kind_mask(kind)]
-            high = np.inf if limit.at_most is None else float(limit.at_most)
-            self._row(columns[columns >= 0], 1.0, float(limit.at_least), high)
-
-    def _transitions(self) -> None:
-        """Choices with the same forbidden successors share a row per pair of layers."""
-        forbidden = self.space.transition_mask
-        for successors in np.unique(forbidden[forbidden.any(axis=1)], axis=0):
-            choices = np.all(forbidden == successors, axis=1)
-            for layer in range(self.space.num_layers - 1):
-                columns = np.concatenate((self._of(layer, choices), self._of(layer + 1, successors)))
-                self._row(columns, 1.0, -np.inf, 1.0)
-
-    def _linear(self, cost: Additive) -> Mapping[int, float]:
-        """A cost without its constant as coefficients of variables, its peak as one more variable."""
-        inside = self.index >= 0
-        coefficients = dict(zip(self.index[inside].tolist(), cost.table[inside].tolist(), strict=True))
-        if cost.peak is not None:
-            top = self.variables
-            self.variables += 1
-            self._peaks.append((float(cost.peak[inside].min()), float(cost.peak[inside].max())))
-            coefficients[top] = 1.0
-            for layer in range(self.space.num_layers):
-                columns = self._of(layer, inside[layer])
-                values = np.append(cost.peak[layer, inside[layer]], -1.0)
-                self._row(np.append(columns, top), values, -np.inf, 0.0)
-        return coefficients
-
-    def solve(self, slack: FloatArray, time_limit_s: float) -> tuple[Genomes | None, float, bool] | None:
-        """(genome or None, bound, proven); None where there is provably no genome."""
-        inside = self.index >= 0
-        # Only differences within a layer matter; without the rest the tolerances apply to what matters.
-        base = np.where(inside, self.cost.table, np.inf).min(axis=1)
-        spread = float((np.where(inside, self.cost.table, -np.inf).max(axis=1) - base).sum())
-        if self.cost.peak is not None:
-            spread += float(np.ptp(self.cost.peak[inside]))
-        scale = _SCALED / (spread or 1.0)
-        objective = np.zeros(self.variables)
-        for column, value in self._objective.items():
-            objective[column] = value
-        objective[: int(inside.sum())] -= np.broadcast_to(base[:, None], inside.shape)[inside]
-        low = np.array([row[2] for row in self._rows])
-        high = np.array([row[3] for row in self._rows])
-        for row, budget, tighter in zip(self._budget_rows, self.budgets, slack, strict=True):
-            assert isinstance(budget.cost, Additive)
-            high[row] = (budget.at_most - budget.cost.constant - tighter) / budget.scale
-        lengths = [len(row[0]) for row in self._rows]
-        matrix = csr_array(
-            (
-                np.concatenate([row[1] for row in self._rows]),
-                (np.repeat(np.arange(len(lengths)), lengths), np.concatenate([row[0] for row in self._rows])),
-            ),
-            shape=(len(lengths), self.variables),
-        )
-        integral = np.arange(self.variables) < self.binaries
-        outcome = milp(
-            objective * scale,
-            integrality=integral.astype(np.int64),
-            bounds=Bounds(*np.array([(0.0, 1.0)] * self.binaries + self._peaks).T),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
-        )
-        if outcome.status == 2:
-            return None
-        offset = float(base.sum()) + self.cost.constant
-        dual = outcome.mip_dual_bound
-        bound = -np.inf if dual is None or not np.isfinite(dual) else float(dual) / scale + offset
-        if outcome.x is None:
-            return None, bound, False
-        chosen = np.where(inside, outcome.x[np.maximum(self.index, 0)], -1.0)
-        return np.argmax(chosen, axis=1), bound, outcome.status == 0
+def _better(one: ExactResult, other: ExactResult) -> ExactResult:
+    """The better genome of two results for the same problem, and the better bound."""
+    best = min((one, other), key=lambda result: np.inf if result.value is None else result.value)
+    bound = max(one.bound, other.bound)
+    if best.value is not None:
+        bound = min(bound, best.value)
+    return ExactResult(genome=best.genome, value=best.value, bound=bound, proven=one.proven or other.proven)
 
 
-def _additive(cost: Cost, space: Space, name: str) -> Additive:
-    if not isinstance(cost, Additive):
+def _tables(cost: Cost, space: Space, name: str) -> Additive | Pairwise:
+    if not isinstance(cost, Additive | Pairwise):
         raise InputError(
             f"{name} does not add up over layers, so it has no exact optimum: search by evolution"
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import minimise
-from hwsearch.search.problem import Additive, Budget, Objective, Problem
+from hwsearch.search.problem import Additive, Budget, Objective, Pairwise, Problem
 
 __all__ = ["Reach", "explain", "reachable"]
 
@@ -32,7 +32,7 @@ def reachable(problem: Problem, budget: Budget, *, within: Sequence[Budget] = ()
 
     Exact where every cost involved adds up over layers, else the best of a short evolution.
     """
-    if all(isinstance(part.cost, Additive) for part in (budget, *within)):
+    if all(isinstance(part.cost, Additive | Pairwise) for part in (budget, *within)):
         found = minimise(problem.space, budget.cost, within)
         if found is None:
             return None

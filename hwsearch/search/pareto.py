@@ -28,7 +28,7 @@ Ranks = NDArray[np.int64]
 def non_dominated(objectives: FloatArray) -> BoolArray:
     """Which of the points (n, m) no other dominates, (n,); equal points do not dominate one another."""
     if objectives.shape[1] != 2:
-        return np.array([not _dominates(objectives, point).any() for point in objectives], dtype=bool)
+        return np.logical_not(_dominating(objectives, objectives).any(axis=0))
     order = np.lexsort((objectives[:, 1], objectives[:, 0]))
     first, second = objectives[order, 0], objectives[order, 1]
     least_before = np.concatenate(([np.inf], np.minimum.accumulate(second)[:-1]))
@@ -47,9 +47,14 @@ def _differs(first: FloatArray, second: FloatArray) -> BoolArray:
     return different
 
 
-def _dominates(objectives: FloatArray, point: FloatArray) -> BoolArray:
-    dominating: BoolArray = np.all(objectives <= point, axis=1) & np.any(objectives < point, axis=1)
-    return dominating
+def _dominating(these: FloatArray, those: FloatArray) -> BoolArray:
+    """Which of these points (a, m) dominate which of those (b, m), (a, b)."""
+    nowhere_worse = np.ones((len(these), len(those)), dtype=bool)
+    better = np.zeros((len(these), len(those)), dtype=bool)
+    for mine, other in zip(these.T, those.T, strict=True):
+        nowhere_worse &= mine[:, None] <= other
+        better |= mine[:, None] < other
+    return nowhere_worse & better
 
 
 def non_dominated_ranks(objectives: FloatArray) -> Ranks:
@@ -59,12 +64,13 @@ def non_dominated_ranks(objectives: FloatArray) -> Ranks:
     if m == 1:
         return np.unique(objectives[:, 0], return_inverse=True)[1].reshape(n)
     if m > 2:
-        left = np.arange(n)
+        dominating = _dominating(objectives, objectives)
+        left = np.ones(n, dtype=bool)
         rank = 0
-        while len(left):
-            front = non_dominated(objectives[left])
-            ranks[left[front]] = rank
-            left = left[~front]
+        while left.any():
+            front = left & ~dominating[left].any(axis=0)
+            ranks[front] = rank
+            left &= ~front
             rank += 1
         return ranks
     order = np.lexsort((objectives[:, 1], objectives[:, 0]))
@@ -136,9 +142,19 @@ class Archive:
 
     def add(self, genomes: Genomes, objectives: FloatArray) -> None:
         """Takes in feasible genomes (n, layers) with their objectives (n, m)."""
-        genomes = np.concatenate((self.genomes, genomes))
-        objectives = np.concatenate((self.objectives, objectives))
-        kept = non_dominated(objectives)
+        if objectives.shape[1] > 2 and len(self.genomes):
+            # Every pair is compared here, so the many that are known not to dominate one another stay apart.
+            fresh = ~_dominating(self.objectives, objectives).any(axis=0)
+            genomes, objectives = genomes[fresh], objectives[fresh]
+            stays = ~_dominating(objectives, self.objectives).any(axis=0)
+            self.genomes, self.objectives = self.genomes[stays], self.objectives[stays]
+            kept = np.concatenate((np.ones(len(self.genomes), dtype=bool), non_dominated(objectives)))
+            genomes = np.concatenate((self.genomes, genomes))
+            objectives = np.concatenate((self.objectives, objectives))
+        else:
+            genomes = np.concatenate((self.genomes, genomes))
+            objectives = np.concatenate((self.objectives, objectives))
+            kept = non_dominated(objectives)
         genomes, objectives = genomes[kept], objectives[kept]
         order = np.lexsort((*genomes.T[::-1], *objectives.T[::-1]))
         genomes, objectives = genomes[order], objectives[order]

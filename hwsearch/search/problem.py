@@ -1,7 +1,8 @@
 """What is searched for: objectives to minimise over a space, within budgets.
 
-A cost is any callable from genomes (n, layers) to n floats. `Additive` is the cost that adds up over layers,
-which is what the exact solver can handle; the evolution takes any.
+A cost is any callable from genomes (n, layers) to n floats. `Additive` is the cost that adds up over layers and
+`Pairwise` the one that adds up over layers and pairs of layers: their tables are what the exact solver needs. The
+evolution takes any.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, Self, get_args
 
 import numpy as np
 
 from hwsearch.errors import InputError
 from hwsearch.search.space import FloatArray, Genomes, Space
 
-__all__ = ["Additive", "Budget", "Cost", "Objective", "Problem"]
+__all__ = ["Additive", "Budget", "Cost", "Objective", "Pairwise", "Problem", "Tier"]
 
 Cost = Callable[[Genomes], FloatArray]
+Tier = Literal["free", "cheap", "expensive"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +55,73 @@ class Additive:
 
 
 @dataclass(frozen=True, eq=False)
+class Pairwise:
+    """constant + sum over layers of table[layer, choice] + sum over pairs of what their two choices cost together.
+
+    table: (layers, choices). pairs: (p, 2) layers, the first before the second. together: (p, choices, choices).
+    """
+
+    table: FloatArray
+    pairs: Genomes = field(kw_only=True)
+    together: FloatArray = field(kw_only=True)
+    constant: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        layers, choices = self.table.shape if self.table.ndim == 2 else (0, 0)
+        p = len(self.pairs)
+        if not layers or self.pairs.shape != (p, 2) or self.together.shape != (p, choices, choices):
+            raise InputError(
+                "a pairwise cost takes a (layers, choices) table, (p, 2) pairs and (p, choices, choices) tables, "
+                f"got {self.table.shape}, {self.pairs.shape} and {self.together.shape}"
+            )
+        first, second = self.pairs.T
+        if np.any((first < 0) | (first >= second) | (second >= layers)):
+            raise InputError(f"each pair names two layers of 0..{layers - 1}, the smaller first")
+
+    @classmethod
+    def neighbours(cls, table: FloatArray, together: FloatArray, *, constant: float = 0.0) -> Self:
+        """Every two adjacent layers cost something together: table (L, C), together (L - 1, C, C)."""
+        first = np.arange(len(table) - 1)
+        pairs = np.stack((first, first + 1), axis=1)
+        return cls(table, pairs=pairs, together=together, constant=constant)
+
+    @cached_property
+    def adjacent(self) -> FloatArray | None:
+        """What neighbours cost together, (L - 1, C, C); None where a pair is not of neighbours."""
+        first, second = self.pairs.T
+        if np.any(second - first != 1):
+            return None
+        layers, choices = self.table.shape
+        total = np.zeros((layers - 1, choices, choices))
+        np.add.at(total, first, self.together)
+        return total
+
+    def __call__(self, genomes: Genomes) -> FloatArray:
+        """Costs (n,) of genomes (n, layers)."""
+        genomes = np.ascontiguousarray(genomes)
+        total: FloatArray = self.table[np.arange(len(self.table)), genomes].sum(axis=1) + self.constant
+        first, second = self.pairs.T
+        both = self.together[np.arange(len(self.pairs)), genomes[:, first], genomes[:, second]]
+        total += np.ascontiguousarray(both).sum(axis=1)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
 class Objective:
-    """A cost to minimise."""
+    """A cost to minimise.
+
+    tier: what an evaluation costs beside the engine's own time. The engine thinks a little about where to look
+    next if evaluations are "cheap" or "expensive", and not at all if they are "free" (a table look-up).
+    """
 
     name: str
-    unit: str = field(kw_only=True)
+    unit: str = field(default="", kw_only=True)
     cost: Cost = field(kw_only=True)
+    tier: Tier = field(default="cheap", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.tier not in get_args(Tier):
+            raise InputError(f"objective {self.name}: the tier is one of {get_args(Tier)}, not {self.tier!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +136,7 @@ class Budget:
     text: str = field(kw_only=True)
     cost: Cost = field(kw_only=True)
     at_most: float = field(kw_only=True)
-    describe: Callable[[float], str] = field(kw_only=True)
+    describe: Callable[[float], str] = field(default="{:.6g}".format, kw_only=True)
 
     @property
     def scale(self) -> float:
@@ -121,10 +185,16 @@ class Problem:
         return tuple(self._column(budget.cost) for budget in self.budgets)
 
     @property
-    def additive(self) -> bool:
-        """Whether the first objective and every budget add up over layers."""
+    def tabulated(self) -> bool:
+        """Whether the first objective and every budget come as tables, so that an exact solver applies."""
         costs = (self.objectives[0].cost, *(budget.cost for budget in self.budgets))
-        return all(isinstance(cost, Additive) for cost in costs)
+        return all(isinstance(cost, Additive | Pairwise) for cost in costs)
+
+    @property
+    def tier(self) -> Tier:
+        """The dearest tier of an objective that does not come as tables; "free" where all do."""
+        tiers = [o.tier for o in self.objectives if not isinstance(o.cost, Additive | Pairwise)]
+        return max(tiers, key=get_args(Tier).index, default="free")
 
     def costs(self, genomes: Genomes) -> FloatArray:
         """Every distinct cost of genomes (n, layers), (n, k).

@@ -12,6 +12,26 @@ __all__ = ["Rules"]
 _ROUNDS = 16  # a child of two valid parents rarely needs more than three
 
 
+class Tie:
+    """A group of choices of which all layers must share one class: classes (C,), -1 outside the group.
+
+    members: (C,). same: (C, C), which are of one class. leaders: the first choice of each class.
+    partner[choice, leader]: the choice of the leader's class that stands there where `choice` does in its own (the
+    same FFN width, for example), else the leader.
+    """
+
+    def __init__(self, classes: Genomes) -> None:
+        self.members: BoolArray = classes >= 0
+        self.same: BoolArray = (classes[:, None] == classes) & self.members
+        rank = np.tril(self.same, -1).sum(axis=1)
+        self.leaders: Genomes = np.flatnonzero(self.members & (rank == 0))
+        own, leader = np.meshgrid(np.arange(len(classes)), np.arange(len(classes)), indexing="ij")
+        self.partner: Genomes = leader.copy()
+        for choice in np.flatnonzero(self.members):
+            stands_in = self.same[choice][None] & (rank[own] == rank[choice])
+            self.partner = np.where(stands_in, choice, self.partner)
+
+
 class Rules:
     """Ties, limits and forbidden transitions of a space, vectorised over a population."""
 
@@ -20,19 +40,13 @@ class Rules:
         self.space = space
         self.allowed = space.allowed_mask
         self.forbidden = space.transition_mask
-        self.ties = [space.kind_mask(kind) for kind in space.ties]
-        self.limits = [
-            (
-                space.kind_mask(kind),
-                limit.at_least,
-                space.num_layers if limit.at_most is None else limit.at_most,
-            )
-            for kind, limit in space.limits.items()
-        ]
+        self.ties = [Tie(classes) for classes in space.tie_classes]
+        self.limits = [(rule.members, rule.at_least, rule.at_most) for rule in space.count_rules]
+        self.orders = list(space.order_masks)
         # Limits as additive costs with upper bounds, for a solver that prices costs.
         tables, bounds = [np.zeros((0, *self.allowed.shape))], []
         for members, at_least, at_most in self.limits:
-            counts = np.broadcast_to(members.astype(np.float64), (1, *self.allowed.shape))
+            counts = members.astype(np.float64)[None]
             if at_most < space.num_layers:
                 tables.append(counts)
                 bounds.append(at_most)
@@ -42,7 +56,7 @@ class Rules:
         self.limit_tables = np.concatenate(tables)
         self.limit_bounds = np.array(bounds, dtype=np.float64)
         self.num_choices = choices
-        self.free = not self.ties and not self.limits and not self.forbidden.any()
+        self.free = not (self.ties or self.limits or self.orders or self.forbidden.any())
 
     def options(self, genomes: Genomes, layers: NDArray[np.int64]) -> BoolArray:
         """What layer layers[i] of genome i may change to while the rest of the genome stays, (n, C).
@@ -58,13 +72,20 @@ class Rules:
         flat = (genomes + rows[:, None] * self.num_choices).ravel()
         used = np.bincount(flat, minlength=len(genomes) * self.num_choices).reshape(-1, self.num_choices)
         used[rows, current] -= 1
-        for members in self.ties:
-            taken = (used > 0) & members
-            options &= ~members | taken | ~taken.any(axis=1, keepdims=True)
+        for tie in self.ties:
+            taken = (used > 0) & tie.members
+            options &= ~tie.members | (taken @ tie.same) | ~taken.any(axis=1, keepdims=True)
+        positions = np.arange(genomes.shape[1])
         for members, at_least, at_most in self.limits:
-            others = used[:, members].sum(axis=1, keepdims=True)
-            options &= ~members | (others < at_most)
-            options &= members | (others >= at_least)
+            inside = members[positions, genomes]
+            others = (inside.sum(axis=1) - inside[rows, layers])[:, None]
+            here = members[layers]
+            options &= ~here | (others < at_most)
+            options &= here | (others >= at_least)
+        for first, later in self.orders:
+            seen = (later[genomes] & (positions < layers[:, None])).any(axis=1, keepdims=True)
+            to_come = (first[genomes] & (positions > layers[:, None])).any(axis=1, keepdims=True)
+            options &= ~(first & seen) & ~(later & to_come)
         if self.forbidden.any():
             before = genomes[rows, np.maximum(layers - 1, 0)]
             after = genomes[rows, np.minimum(layers + 1, genomes.shape[1] - 1)]
@@ -72,49 +93,23 @@ class Rules:
             options &= ~self.forbidden[:, after].T | (layers == genomes.shape[1] - 1)[:, None]
         return options
 
-    def pairs(self, genome: Genomes, layers: NDArray[np.int64], choices: NDArray[np.int64]) -> BoolArray:
-        """Which pairs of n single moves keep one genome (L,) within the rules, (n, n); the diagonal: alone.
-
-        Move i sets layers[i] to choices[i], allowed there and in line with the ties of the genome.
-        """
-        apart = layers[:, None] - layers[None, :]
-        good: BoolArray = apart != 0
-        np.fill_diagonal(good, True)
-        if self.free:
-            return good
-        old = genome[layers]
-        for members in self.ties:
-            if not members[genome].any():
-                joins = members[choices]
-                good &= ~(joins[:, None] & joins) | (choices[:, None] == choices)
-        for members, at_least, at_most in self.limits:
-            change = members[choices].astype(np.int64) - members[old]
-            together = change[:, None] + change
-            np.fill_diagonal(together, change)
-            count = int(members[genome].sum()) + together
-            good &= (count >= at_least) & (count <= at_most)
-        if self.forbidden.any():
-            padded = np.concatenate((genome[:1], genome, genome[-1:]))
-            bad_before = self.forbidden[padded[layers], choices] & (layers > 0)
-            bad_after = self.forbidden[choices, padded[layers + 2]] & (layers < len(genome) - 1)
-            # A move that does not go with a neighbour is good only beside one that changes this neighbour.
-            mended = ~bad_before[:, None] | (apart == 1)
-            mended &= ~bad_after[:, None] | (apart == -1)
-            mended &= ~((apart == -1) & self.forbidden[choices[:, None], choices])
-            good &= mended & mended.T
-        return good
-
     def repair(self, genomes: Genomes, *, rng: np.random.Generator) -> Genomes:
         """Mends genomes (n, L) that break rules by changing faulty layers; drops those it cannot mend."""
-        bad = np.flatnonzero(~self.space.valid(genomes))
+        mended, kept = self.mend(genomes, rng=rng)
+        return mended if kept.all() else mended[kept]
+
+    def mend(self, genomes: Genomes, *, rng: np.random.Generator) -> tuple[Genomes, BoolArray]:
+        """`genomes` (n, L) with what breaks rules changed, and which of them now keep all, (n,)."""
+        whole = self.space.valid(genomes)
+        bad = np.flatnonzero(~whole)
         if not len(bad):
-            return genomes
+            return genomes, whole
         genomes = genomes.copy()
         genomes[bad] = self._unify(genomes[bad], rng)
         for _ in range(_ROUNDS):
             bad = bad[~self.space.valid(genomes[bad])]
             if not len(bad):
-                return genomes
+                return genomes, np.ones(len(genomes), dtype=bool)
             broken = genomes[bad]
             faults = self._faults(broken)
             layers = np.argmax(rng.random(faults.shape) * faults, axis=1)
@@ -124,24 +119,29 @@ class Rules:
             genomes[bad[possible], layers[possible]] = drawn[possible]
         keep = np.ones(len(genomes), dtype=bool)
         keep[bad] = self.space.valid(genomes[bad])
-        return genomes[keep]
+        return genomes, keep
 
     def _unify(self, genomes: Genomes, rng: np.random.Generator) -> Genomes:
-        """Every layer of a tied kind takes the choice of one of them, drawn at random."""
-        for members in self.ties:
-            tied = members[genomes]
+        """Every layer of a tied kind joins the class of one of them, drawn at random."""
+        for tie in self.ties:
+            tied = tie.members[genomes]
             leader = np.argmax(rng.random(genomes.shape) * tied, axis=1)
             choice = genomes[np.arange(len(genomes)), leader]
-            genomes = np.where(tied, choice[:, None], genomes)
+            genomes = np.where(tied, tie.partner[genomes, choice[:, None]], genomes)
         return genomes
 
     def _faults(self, genomes: Genomes) -> BoolArray:
         """Layers that take part in a broken rule, (n, L); all of them where no rule accounts for it."""
         faults = ~self.allowed[np.arange(genomes.shape[1]), genomes]
         for members, at_least, at_most in self.limits:
-            inside = members[genomes]
+            inside = members[np.arange(genomes.shape[1]), genomes]
             count = inside.sum(axis=1, keepdims=True)
-            faults |= (inside & (count > at_most)) | (~inside & (count < at_least))
+            could = members.any(axis=1) & ~inside
+            faults |= (inside & (count > at_most)) | (could & (count < at_least))
+        for first, later in self.orders:
+            early, late = first[genomes], later[genomes]
+            faults |= early & np.logical_or.accumulate(late, axis=1)
+            faults |= late & np.logical_or.accumulate(early[:, ::-1], axis=1)[:, ::-1]
         broken = self.forbidden[genomes[:, :-1], genomes[:, 1:]]
         faults[:, :-1] |= broken
         faults[:, 1:] |= broken

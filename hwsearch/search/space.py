@@ -1,12 +1,13 @@
 """What the engine needs to know of a search space, and the plainest space there is.
 
-`hwsearch.searchspace.SearchSpace` fits `Space` as it stands. Somebody else's space fits it by the same seven
-names; one without rules leaves `ties` and `limits` empty and `transition_mask` all False, as `GridSpace` does.
+`hwsearch.searchspace.SearchSpace` fits `Space` as it stands. Somebody else's space fits it by the same eight
+names; one without rules leaves `tie_classes`, `count_rules` and `order_masks` empty and `transition_mask` all
+False, as `GridSpace` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import InputError
-from hwsearch.searchspace.space import CountLimit, Genomes
+from hwsearch.searchspace.constraints import CountRule
+from hwsearch.searchspace.space import Genomes
 
 __all__ = ["BoolArray", "FloatArray", "Genomes", "GridSpace", "Space"]
 
@@ -27,8 +29,8 @@ class Space(Protocol):
     """Genomes of L layers with one of C choices each, and the rules they obey.
 
     The rules only guide the operators and the exact solver: `valid` has the last word on every genome. The
-    exact solver is right only if `allowed_mask`, `ties`, `limits` and `transition_mask` say all that `valid`
-    checks.
+    exact solver is right only if `allowed_mask`, `tie_classes`, `count_rules`, `order_masks` and
+    `transition_mask` say all that `valid` checks.
     """
 
     @property
@@ -40,22 +42,23 @@ class Space(Protocol):
         ...
 
     @property
-    def ties(self) -> Sequence[str]:
-        """Kinds whose layers must all take the same choice."""
+    def tie_classes(self) -> Sequence[Genomes]:
+        """Per tie a class for each choice, (C,): layers of a class other than -1 must share it."""
         ...
 
     @property
-    def limits(self) -> Mapping[str, CountLimit]:
-        """Kind -> how many layers may be of it."""
+    def count_rules(self) -> Sequence[CountRule]:
+        """How many layers may take some of the choices."""
+        ...
+
+    @property
+    def order_masks(self) -> Sequence[tuple[BoolArray, BoolArray]]:
+        """Per order rule which choices (C,) may not come anywhere after which (C,)."""
         ...
 
     @property
     def transition_mask(self) -> BoolArray:
         """Which choice (row) may not be followed by which (column), (C, C)."""
-        ...
-
-    def kind_mask(self, kind: str) -> BoolArray:
-        """Which choices are of a kind named in `ties` or `limits`, (C,)."""
         ...
 
     def sample(self, n: int, *, rng: np.random.Generator) -> Genomes:
@@ -82,12 +85,16 @@ class GridSpace:
         return len(self.cardinalities)
 
     @property
-    def ties(self) -> tuple[str, ...]:
+    def tie_classes(self) -> tuple[Genomes, ...]:
         return ()
 
     @property
-    def limits(self) -> Mapping[str, CountLimit]:
-        return {}
+    def count_rules(self) -> tuple[CountRule, ...]:
+        return ()
+
+    @property
+    def order_masks(self) -> tuple[tuple[BoolArray, BoolArray], ...]:
+        return ()
 
     @cached_property
     def allowed_mask(self) -> BoolArray:
@@ -97,9 +104,6 @@ class GridSpace:
     def transition_mask(self) -> BoolArray:
         most = max(self.cardinalities)
         return np.zeros((most, most), dtype=bool)
-
-    def kind_mask(self, kind: str) -> BoolArray:
-        raise InputError(f"a grid space has no kinds, and so no {kind!r}")
 
     def sample(self, n: int, *, rng: np.random.Generator) -> Genomes:
         return rng.integers(0, self.cardinalities, size=(n, self.num_layers))

@@ -1,11 +1,12 @@
 """A run directory: a SQLite journal of every evaluation, and the result as JSON.
 
-    RUN/journal.sqlite   settings, evaluations, random state and population after every generation
+    RUN/journal.sqlite   settings, every evaluation, random state and population after every generation
     RUN/writer.lock      held by the process that writes
     RUN/result.json      written when the run ends
 
-A generation is one transaction, so after a kill at any moment the journal stands at the end of a generation, and
-a resumed run repeats nothing that is in it and goes on exactly as the first would have.
+A generation is one transaction, and an expensive evaluation is one of its own as soon as it ends. So after a kill at
+any moment the journal holds whole generations and, of the one that was cut short, the evaluations that had ended; a
+resumed run repeats nothing that is in it and goes on exactly as the first would have.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,31 +25,37 @@ from typing import Any, Self
 import numpy as np
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.database import JOURNAL, LOCK, connect, damaged, lock, writing
+from hwsearch.search.problem import Problem
 from hwsearch.search.space import FloatArray, Genomes
 
-__all__ = ["History", "Study", "read_result"]
+__all__ = ["RESULT", "Evaluation", "History", "Study", "read_result"]
 
-JOURNAL = "journal.sqlite"
 RESULT = "result.json"
-_LOCK = "writer.lock"
-_APPLICATION_ID = 0x68777372  # "hwsr"
-_VERSION = 1
+_KEEP = """INSERT INTO evaluation
+    (generation, position, genome, fidelity, seed, status, costs, violation, seconds, ended, error)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# What was kept before its generation ended, or in an earlier step of the search, is not written twice.
+_PLACE = """ ON CONFLICT (genome, fidelity) DO UPDATE
+    SET generation = excluded.generation, position = excluded.position WHERE generation IS NULL"""
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
--- genome: little-endian int16 per layer; costs: little-endian float64 in the order of meta 'costs'.
--- The objectives come first among the costs; id counts from 0.
-CREATE TABLE evaluation (
-    id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, genome BLOB NOT NULL UNIQUE, costs BLOB NOT NULL,
-    violation REAL NOT NULL);
-CREATE TABLE generation (number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL);
-CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 0), generation INTEGER NOT NULL, json TEXT NOT NULL);
-"""
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """One evaluation of a genome (layers,): its costs (k,), None with the error where it failed."""
+
+    genome: Genomes
+    costs: FloatArray | None
+    violation: float | None
+    fidelity: float = 1.0
+    seed: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class History:
-    """What a journal holds: (genomes, costs) of each generation, and the state after the last."""
+    """What a journal holds: (genomes, costs) of each generation without what failed, and the state after the last."""
 
     batches: list[tuple[Genomes, FloatArray]]
     state: Mapping[str, Any] | None
@@ -81,19 +89,19 @@ class Study:
             raise InputError(f"{directory} holds no run to resume: leave out --resume to start one there")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if not there and any(p.name != _LOCK for p in directory.iterdir()):
+            if not there and any(p.name != LOCK for p in directory.iterdir()):
                 raise InputError(f"{directory} is not empty and holds no run: choose another directory")
         except OSError as error:
             raise OutputError(
                 f"cannot create the run directory {directory}: {error.strerror}; choose another"
             ) from None
-        lock = _lock(directory)
+        held = lock(directory)
         try:
-            connection = _connect(journal)
-            study = cls(directory, connection=connection, lock=lock)
+            connection = connect(journal)
+            study = cls(directory, connection=connection, lock=held)
             study.bind("settings", settings)
         except BaseException:
-            lock.close()
+            held.close()
             raise
         return study
 
@@ -112,11 +120,11 @@ class Study:
 
     def discard(self) -> None:
         """Closes the run and removes it where it holds no evaluation, so that its directory can be used again."""
-        (generations,) = self._connection.execute("SELECT count(*) FROM generation").fetchone()
+        (evaluations,) = self._connection.execute("SELECT count(*) FROM evaluation").fetchone()
         self.close()
-        if generations:
+        if evaluations:
             return
-        for name in (JOURNAL, _LOCK):
+        for name in (JOURNAL, LOCK):
             (self.directory / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files keep it
             self.directory.rmdir()
@@ -139,6 +147,12 @@ class Study:
                 "resume with the settings it was started with, or choose another directory"
             )
 
+    def bind_problem(self, problem: Problem) -> None:
+        """Stores what the columns of costs are, or checks that they are what the run was started with."""
+        names = [name for name, _ in problem.distinct]
+        units = [o.unit for o in problem.objectives] + [""] * (len(names) - len(problem.objectives))
+        self.bind("costs", {"names": names, "units": units, "objectives": len(problem.objectives)})
+
     def recall(self, key: str) -> Any:
         """A JSON value stored by `bind` or `remember`; None where there is none."""
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -146,8 +160,27 @@ class Study:
 
     def remember(self, key: str, value: Any) -> None:
         """Stores a JSON value."""
-        with _writing(self.directory), self._connection as connection:
+        with writing(self.directory), self._connection as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def keep(self, *evaluations: Evaluation) -> None:
+        """Writes evaluations outside generations, in one transaction."""
+        with writing(self.directory), self._connection as connection:
+            connection.executemany(_KEEP, map(_row, evaluations))
+
+    def known(self, fidelity: float = 1.0) -> dict[bytes, FloatArray]:
+        """Costs (k,) of all evaluations at a fidelity by the bytes of the int64 genome; NaN where they failed."""
+        rows = self._connection.execute(
+            "SELECT genome, costs FROM evaluation WHERE fidelity = ?", (fidelity,)
+        ).fetchall()
+        names = self.recall("costs")
+        failed = np.full(len(names["names"]) if names else 0, np.nan)
+        return {
+            np.frombuffer(genome, "<i2").astype(np.int64).tobytes(): failed
+            if costs is None
+            else np.frombuffer(costs, "<f8").astype(np.float64)
+            for genome, costs in rows
+        }
 
     def record(
         self,
@@ -156,50 +189,84 @@ class Study:
         costs: FloatArray,
         violations: FloatArray,
         state: Mapping[str, Any],
+        *,
+        seconds: float = 0.0,
     ) -> None:
-        """Writes one generation in one transaction: genomes (n, layers), costs (n, k), violations (n,)."""
-        with _writing(self.directory), self._connection as connection:
-            first = connection.execute("SELECT coalesce(max(id) + 1, 0) FROM evaluation").fetchone()[0]
+        """Writes one generation in one transaction: genomes (n, layers), costs (n, k), violations (n,).
+
+        Rows of costs that are not finite are evaluations that failed. Evaluations that `keep` wrote before get their
+        place in the generation. seconds: what the evaluations that it did not write took together.
+        """
+        failed = [not np.isfinite(row).all() for row in costs]
+        share = seconds / max(len(genomes), 1)
+        with writing(self.directory), self._connection as connection:
+            ended = time.time()
             connection.executemany(
-                "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?)",
+                _KEEP + _PLACE,
                 [
-                    (first + i, generation, genome.tobytes(), cost.tobytes(), violation)
-                    for i, (genome, cost, violation) in enumerate(
-                        zip(genomes.astype("<i2"), costs.astype("<f8"), violations.tolist(), strict=True)
+                    (
+                        generation,
+                        i,
+                        genome.tobytes(),
+                        1.0,
+                        None,
+                        "failed" if bad else "ok",
+                        None if bad else cost.tobytes(),
+                        None if bad else violation,
+                        share,
+                        ended,
+                        "the costs are not finite" if bad else None,
+                    )
+                    for i, (genome, cost, violation, bad) in enumerate(
+                        zip(
+                            genomes.astype("<i2"),
+                            costs.astype("<f8"),
+                            violations.tolist(),
+                            failed,
+                            strict=True,
+                        )
                     )
                 ],
             )
-            connection.execute("INSERT INTO generation VALUES (?, ?)", (generation, len(genomes)))
+            count = connection.execute(
+                "SELECT count(*) FROM evaluation WHERE generation = ?", (generation,)
+            ).fetchone()[0]
+            connection.execute("INSERT INTO generation VALUES (?, ?)", (generation, count))
             connection.execute(
                 "INSERT OR REPLACE INTO state VALUES (0, ?, ?)", (generation, json.dumps(state))
             )
 
     def history(self) -> History:
-        """Everything evaluated so far. Raises DataError where the journal contradicts itself."""
+        """Every generation so far. Raises DataError where the journal contradicts itself."""
         journal = self.directory / JOURNAL
         try:
             sizes = self._connection.execute(
                 "SELECT number, evaluations FROM generation ORDER BY number"
             ).fetchall()
             rows = self._connection.execute(
-                "SELECT generation, genome, costs FROM evaluation ORDER BY id"
+                "SELECT generation, genome, costs FROM evaluation WHERE generation IS NOT NULL "
+                "ORDER BY generation, position"
             ).fetchall()
             state = self._connection.execute("SELECT generation, json FROM state").fetchone()
         except sqlite3.DatabaseError as error:
-            raise _damaged(journal, str(error)) from None
+            raise damaged(journal, str(error)) from None
         expected = [number for number, count in sizes for _ in range(count)]
         ended = sizes[-1][0] if sizes else None
         if [row[0] for row in rows] != expected or (state[0] if state else None) != ended:
-            raise _damaged(journal, "its evaluations and generations do not match")
-        if not rows:
+            raise damaged(journal, "its evaluations and generations do not match")
+        if not sizes:
             return History([], None)
-        if len({(len(row[1]), len(row[2])) for row in rows}) > 1:
-            raise _damaged(journal, "its genomes differ in length")
-        genomes = np.array([np.frombuffer(row[1], "<i2") for row in rows], dtype=np.int64)
-        costs = np.array([np.frombuffer(row[2], "<f8") for row in rows], dtype=np.float64)
-        ends = np.cumsum([count for _, count in sizes])[:-1]
-        batches = list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True))
-        return History(batches, json.loads(state[1]))
+        good = [row for row in rows if row[2] is not None]
+        widths = {(len(row[1]) // 2, len(row[2]) // 8) for row in good}
+        if len(widths) > 1:
+            raise damaged(journal, "its genomes differ in length")
+        layers, k = next(iter(widths), (0, 0))
+        genomes = np.array([np.frombuffer(row[1], "<i2") for row in good], dtype=np.int64).reshape(-1, layers)
+        costs = np.array([np.frombuffer(row[2], "<f8") for row in good], dtype=np.float64).reshape(-1, k)
+        ends = np.searchsorted([row[0] for row in good], [number for number, _ in sizes], side="right")[:-1]
+        return History(
+            list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True)), json.loads(state[1])
+        )
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, whole or not at all. Raises OutputError where that fails."""
@@ -217,75 +284,21 @@ class Study:
             ) from None
 
 
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turns SQLite's complaints about a full or read-only disk into one OutputError."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OutputError(
-            f"cannot write to the journal in {directory}: {error}; mend that and go on by --resume"
-        ) from None
-
-
-def _lock(directory: Path) -> sqlite3.Connection:
-    """An exclusive lock that the operating system gives up with the process, however it ends."""
-    # SQLite's own locks, because they are the same on every platform; the journal itself stays readable.
-    path = directory / _LOCK
-    try:
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise OutputError(
-                f"another process writes to {directory}: wait for it, or choose another directory"
-            ) from None
-        raise OutputError(f"cannot write to {directory}: {error}; choose another directory") from None
-    except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"{path} is not hwsearch's ({error}): remove it or choose another directory"
-        ) from None
-    return connection
-
-
-def _connect(journal: Path) -> sqlite3.Connection:
-    """The journal, created where it is absent or empty, checked where it is not."""
-    connection = sqlite3.connect(journal)
-    try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application == 0 and tables == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
-            pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
-            connection.executescript(f"BEGIN; {pragmas} {_SCHEMA} COMMIT;")
-        elif application != _APPLICATION_ID:
-            raise DataError(f"{journal} is not a search journal: move it away or choose another directory")
-        elif version != _VERSION:
-            raise DataError(
-                f"{journal} has version {version} and this hwsearch reads {_VERSION}: use the hwsearch it "
-                "was written with, or choose another directory"
-            )
-        else:
-            report = connection.execute("PRAGMA quick_check").fetchone()[0]
-            if report != "ok":
-                raise _damaged(journal, report)
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.OperationalError as error:
-        connection.close()
-        raise OutputError(f"cannot write {journal}: {error}; choose another directory") from None
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise _damaged(journal, str(error)) from None
-    except DataError:
-        connection.close()
-        raise
-    return connection
-
-
-def _damaged(journal: Path, reason: str) -> DataError:
-    reason = " ".join(reason.split())
-    return DataError(f"{journal} is damaged ({reason}): start again in another directory")
+def _row(evaluation: Evaluation) -> tuple[Any, ...]:
+    costs = evaluation.costs
+    return (
+        None,
+        None,
+        evaluation.genome.astype("<i2").tobytes(),
+        evaluation.fidelity,
+        evaluation.seed,
+        "failed" if costs is None else "ok",
+        None if costs is None else costs.astype("<f8").tobytes(),
+        evaluation.violation,
+        evaluation.seconds,
+        time.time(),
+        evaluation.error,
+    )
 
 
 def _difference(stored: Any, given: Any, path: str = "") -> tuple[str, str, str] | None:

@@ -27,7 +27,7 @@ from hwsearch.searchspace.mixers import (
     SlidingWindowAttention,
     elementwise,
 )
-from hwsearch.searchspace.spec import Spec, problems
+from hwsearch.searchspace.spec import Spec, decode_json, problems, read_json
 from hwsearch.searchspace.workload import Workload
 
 __all__ = ["SCHEMA_VERSION", "Architecture", "LayerSpec", "architecture_schema"]
@@ -156,11 +156,7 @@ class Architecture(Spec):
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str) -> Self:
         """Raises DataError, naming `source` and the path of the first problems."""
-        try:
-            data = json.loads(text)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise DataError(f"{source} is not valid JSON: {error}") from None
-        return cls.from_content(data, source=source)
+        return cls.from_content(decode_json(text, source=source), source=source)
 
     @classmethod
     def from_content(cls, data: Any, *, source: str) -> Self:
@@ -179,11 +175,7 @@ class Architecture(Spec):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Raises DataError where the file cannot be read or does not hold an architecture."""
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
-        return cls.from_json(text, source=str(path))
+        return cls.from_content(read_json(path), source=str(path))
 
     @classmethod
     def of_base(cls, base: Base) -> Self:

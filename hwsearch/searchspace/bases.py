@@ -6,7 +6,6 @@ Built in by their public dimensions (the `config.json` of each checkpoint), or r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from pydantic import StrictBool, ValidationError
 from hwsearch.errors import DataError, unknown_name
 from hwsearch.searchspace.ffn import FFNSpec, SwiGLU
 from hwsearch.searchspace.mixers import FullAttention
-from hwsearch.searchspace.spec import PositiveInt, Spec, problems
+from hwsearch.searchspace.spec import PositiveInt, Spec, problems, read_json
 
 __all__ = ["BASES", "Base", "Family", "base_from_config", "base_named"]
 
@@ -170,10 +169,7 @@ def base_from_config(path: Path) -> Base:
     Raises DataError where the file is no such config, the family is not supported, or the model does not use
     the same full attention in every layer.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path} as a Hugging Face config.json: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("model_type") not in ("qwen2", "qwen3", "llama"):
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
         raise DataError(f"{path}: model_type must be one of qwen2, qwen3, llama; got {found!r}")
@@ -183,6 +179,11 @@ def base_from_config(path: Path) -> Base:
     scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
     try:
         heads = config["num_attention_heads"]
+        if not config.get("head_dim") and config["hidden_size"] % heads:
+            raise DataError(
+                f"{path}: hidden_size {config['hidden_size']} is not a multiple of num_attention_heads {heads}, and "
+                "there is no head_dim"
+            )
         fields = {
             "name": config.get("_name_or_path") or path.resolve().parent.name,
             "family": family,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from hwsearch.errors import unknown_name
+from hwsearch.errors import DataError, unknown_name
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
-from hwsearch.searchspace.bases import BASES, base_named
+from hwsearch.searchspace.bases import BASES, base_from_config, base_named
 from hwsearch.searchspace.mixers import JetBlock, MixerSpec, SlidingWindowAttention
+from hwsearch.searchspace.spec import read_json
 
 __all__ = ["REFERENCES", "architecture_named"]
 
@@ -64,19 +63,20 @@ def architecture_named(name: str) -> Architecture:
     if name in REFERENCES:
         return REFERENCES[name]
     path = Path(name)
-    if name not in BASES and path.is_file() and path.name != "config.json":
-        return Architecture.load(path)
-    if name not in BASES and not path.exists():
+    if name in BASES:
+        return Architecture.of_base(base_named(name))
+    if not name or not path.exists():
         raise unknown_name("architecture", name, [*REFERENCES, *BASES])
-    if name not in BASES and (config := _hybrid_config(path / "config.json" if path.is_dir() else path)):
-        return Architecture.from_content(config["architecture"], source=name)
-    return Architecture.of_base(base_named(name))
-
-
-def _hybrid_config(path: Path) -> Mapping[str, Any] | None:
-    """The config.json of a model that `hwsearch build` made; None for anything else."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) and "architecture" in config else None
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(
+            f"{name} is a folder without a config.json, or no file: give an architecture JSON, or the folder or "
+            "config.json of a checkpoint"
+        )
+    content = read_json(path)
+    if isinstance(content, dict) and "model_type" in content:
+        # A model that `hwsearch build` made carries its architecture in its config.
+        if "architecture" in content:
+            return Architecture.from_content(content["architecture"], source=name)
+        return Architecture.of_base(base_from_config(path))
+    return Architecture.from_content(content, source=str(path))

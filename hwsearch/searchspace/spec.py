@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, TypeVar
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsearch.errors import DataError
 
-__all__ = ["PositiveInt", "Spec", "parse", "problems"]
+__all__ = ["PositiveInt", "Spec", "decode_json", "parse", "problems", "read_json"]
 
 S = TypeVar("S", bound="Spec")
 # The upper bound keeps products of two dimensions, a few times over, inside 64 bits.
@@ -52,3 +54,34 @@ def parse(kind: type[S], text: str | bytes, *, source: str) -> S:
         return kind.model_validate_json(text)
     except ValidationError as error:
         raise DataError(f"{source} is not a valid {kind.__name__}: {problems(error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. DataError where it cannot be read or is not JSON."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return decode_json(text, source=str(path))
+
+
+def decode_json(text: str | bytes, *, source: str) -> Any:
+    """JSON text, decoded strictly: a key that occurs twice and NaN are refused. DataError, naming `source`."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{source} is not valid JSON: {why}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} occurs twice in one object")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

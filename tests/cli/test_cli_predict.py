@@ -125,3 +125,43 @@ def test_a_plot_is_written_or_refused_in_one_line(hwsearch: Call, tmp_path: Path
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert "end the file in .png" in hwsearch(*sweep, tmp_path / "x.txt1").complaint
     assert "cannot write" in hwsearch(*sweep, tmp_path / "no" / "x.png").complaint
+
+
+def test_several_devices_and_quantised_weights_are_named_and_labelled(hwsearch: Call) -> None:
+    arguments = (*ON, *DECODE, "--tp", 4, "--weights", "int8")
+    found = hwsearch(*arguments, "--json").json
+    _assert_documented(found, "predict")
+    assert (found["tp"], found["weights"]) == (4, "int8")
+    assert found["latency_ms_by_provenance"]["analytic"] > found["latency_ms_by_operator"]["all_reduce"] > 0
+    assert set(found["weight_bytes_by_dtype"]) == {"int8", "bfloat16"}
+    assert sum(found["weight_bytes_by_dtype"].values()) == found["memory"]["weight_bytes"]
+    assert sum(found["memory"].values()) == found["memory_bytes"]
+    assert found["energy_j_analytic"] == pytest.approx(4 * 0.7 * found["latency_ms"])
+    out = hwsearch(*arguments).out
+    for said in ("on 4 h100-sxm", "int8 weights", "analytic", "all_reduce", "on each device"):
+        assert said in out
+    swept = hwsearch(*arguments, "--sweep", "batch=1..4", "--json").json
+    _assert_documented(swept, "predict --sweep")
+    assert swept["tp"] == 4
+    compared = hwsearch(*arguments, "--compare", "Llama-3.1-8B", "--json").json
+    _assert_documented(compared, "predict --compare")
+
+
+def test_a_prefill_gives_the_time_to_first_token(hwsearch: Call) -> None:
+    found = hwsearch(*ON, "--workload", "prefill:batch=1,context=8k,chunk=2k", "--json").json
+    assert found["time_to_first_token_ms"] == found["latency_ms"]
+    assert hwsearch(*ON, *DECODE, "--json").json["time_to_first_token_ms"] is None
+    assert "time to first token" in hwsearch(*ON, "--workload", "prefill:batch=1,context=8k").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--tp", 3), "use 2 or 4 or 8 or 16 devices"),
+        (("--tp", 32), "does not divide over 32 devices: num_heads 16"),
+    ],
+)
+def test_devices_that_do_not_divide_are_refused(
+    hwsearch: Call, arguments: tuple[object, ...], told: str
+) -> None:
+    assert told in hwsearch(*ON, *DECODE, *arguments).complaint

@@ -94,3 +94,18 @@ def test_a_workload_in_another_dtype_is_refused(h100: CostModel) -> None:
             Workload.from_text("decode:batch=1,context=1k,dtype=float32"),
             model=h100,
         )
+
+
+def test_a_context_beyond_the_models_positions_is_priced_and_said(h100: CostModel) -> None:
+    said = [
+        any(
+            "max_position_embeddings" in text
+            for text in model_cost(
+                architecture_named("Qwen3-1.7B"),
+                Workload(phase="decode", batch=1, context=context),
+                model=h100,
+            ).notes
+        )
+        for context in (32768, 32769)
+    ]
+    assert said == [False, True]

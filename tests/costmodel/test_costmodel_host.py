@@ -6,7 +6,7 @@ import pytest
 
 from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.compose import CACHE_COPY, HOST_WAIT, model_cost
-from hwsearch.costmodel.host import ENGINE, HF_EAGER, HOSTS, Host, host_named
+from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER, HF_EAGER, HOSTS, Host, host_named
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
@@ -91,6 +91,20 @@ def test_a_short_step_waits_for_the_host_and_a_long_one_does_not(h100: CostModel
     assert short.latency.shares[HOST_WAIT].bound == "host"
     assert HOST_WAIT not in long.latency.by_operator
     assert long.latency.median_ms > long.host_ms
+
+
+def test_without_a_graph_the_same_kernels_wait_for_the_host(h100: CostModel) -> None:
+    """Small hybrids launch more kernels than a device needs time for; a long context hides the launches."""
+    jet = architecture_named("jet-nemotron-2b")
+    for text, hidden in (("decode:batch=1,context=1k", False), ("decode:batch=512,context=64k", True)):
+        graph, eager = (
+            model_cost(jet, Workload.from_text(text), model=h100, host=host)
+            for host in (ENGINE, ENGINE_EAGER)
+        )
+        kernels = sum(share.kernels for share in graph.latency.shares.values())
+        assert eager.host_ms == pytest.approx(0.010 * kernels)
+        assert (eager.latency.median_ms == graph.latency.median_ms) is hidden
+        assert eager.latency.median_ms >= graph.latency.median_ms
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hwsearch.costmodel.gp import GP, GPRecipe, fit_gp
 from hwsearch.costmodel.intervals import fit_spread
-from hwsearch.costmodel.neighbours import fit_neighbours, near
+from hwsearch.costmodel.neighbours import Surroundings, fit_neighbours
 from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
 
 
@@ -72,7 +72,7 @@ def test_gp_hyperparameters_find_the_irrelevant_input() -> None:
 def test_near_finds_the_rows_that_differ_in_one_dimension() -> None:
     known = np.array([[1, 4], [2, 4], [8, 4], [2, 16], [3, 5]])
     left = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    residual, octaves = near(known, left, np.array([[4, 4], [2, 4], [7, 7]]))
+    residual, octaves = Surroundings.of(known, left).near(np.array([[4, 4], [2, 4], [7, 7]]))
     # Between 2 and 8 along the first dimension: one octave either way.
     assert residual[0, 0].tolist() == [0.2, 0.3]
     np.testing.assert_allclose(octaves[0, 0], [1, 1])
@@ -86,7 +86,7 @@ def test_near_agrees_with_a_search_by_hand() -> None:
     known = np.unique(rng.integers(1, 5, (60, 3)), axis=0)
     left = rng.normal(size=len(known))
     asked = rng.integers(0, 6, (40, 3))
-    residual, _ = near(known, left, asked)
+    residual, _ = Surroundings.of(known, left).near(asked)
     for row, found in zip(asked, residual, strict=True):
         for axis in range(3):
             others = [a for a in range(3) if a != axis]

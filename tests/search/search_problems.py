@@ -9,13 +9,13 @@ import numpy as np
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.search.space import Genomes, GridSpace, Space
 from hwsearch.searchspace.bases import base_named
-from hwsearch.searchspace.presets import postnas
+from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 
 
 def hybrid(layers: int) -> SearchSpace:
     """The postnas choices (a tied group, no two layers without mixer in a row) over a base of few layers."""
-    return postnas(base_named("Qwen3-1.7B").replace(num_layers=layers))
+    return preset_named("postnas", base_named("Qwen3-1.7B").replace(num_layers=layers))
 
 
 def limited(layers: int, *, at_most: int = 2, at_least: int = 1) -> SearchSpace:

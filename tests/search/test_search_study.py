@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.search.database import JOURNAL
 from hwsearch.search.engine import Progress, SearchResult, search
-from hwsearch.search.study import JOURNAL, RESULT, Study, read_result
+from hwsearch.search.journal import read_journal
+from hwsearch.search.study import RESULT, Study, read_result
 from tests.search.search_problems import hybrid, random_problem
 
 SETTINGS = {"problem": {"seed": 3, "layers": 14}, "note": "test"}
@@ -31,7 +33,13 @@ run(Path(sys.argv[1]), resume=sys.argv[2] == "resume", dawdle=float(sys.argv[3])
 
 
 def run(
-    directory: Path, *, resume: bool = False, dawdle: float = 0.0, stop_at: int = 0, seed: int = 0
+    directory: Path,
+    *,
+    resume: bool = False,
+    dawdle: float = 0.0,
+    stop_at: int = 0,
+    seed: int = 0,
+    generations: int = 30,
 ) -> SearchResult:
     def on_generation(progress: Progress) -> None:
         print(progress.generation, flush=True)
@@ -42,14 +50,22 @@ def run(
     problem = random_problem(3, space=hybrid(14), tightness=0.3)
     with Study.open(directory, settings=SETTINGS, resume=resume) as study:
         return search(
-            problem, seed=seed, population=40, generations=30, study=study, on_generation=on_generation
+            problem,
+            seed=seed,
+            population=40,
+            generations=generations,
+            study=study,
+            on_generation=on_generation,
         )
 
 
 def journal(directory: Path) -> list[Any]:
     with sqlite3.connect(directory / JOURNAL) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        rows = connection.execute("SELECT * FROM evaluation ORDER BY id").fetchall()
+        rows = connection.execute(
+            "SELECT id, generation, position, genome, fidelity, seed, status, costs, violation, error "
+            "FROM evaluation ORDER BY id"
+        ).fetchall()
         return [*rows, *connection.execute("SELECT * FROM state").fetchall()]
 
 
@@ -95,6 +111,16 @@ def test_interrupted_and_resumed_is_identical(uninterrupted: Path, tmp_path: Pat
         read_result(directory)
     run(directory, resume=True)
     assert_same(directory, uninterrupted)
+
+
+def test_more_generations_go_on_as_if_asked_for_at_first(uninterrupted: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(directory, generations=13)
+    assert read_result(directory)["generations"] == 13
+    run(directory, resume=True)
+    assert_same(directory, uninterrupted)
+    with pytest.raises(InputError, match="holds 30 generations: ask for at least as many, not 29"):
+        run(directory, resume=True, generations=29)
 
 
 def test_a_finished_run_gives_its_result_at_once(uninterrupted: Path) -> None:
@@ -206,3 +232,18 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "half" / RESULT).write_text(json.dumps({"front": []})[:5])
     with pytest.raises(DataError, match="cannot read"):
         read_result(tmp_path / "half")
+
+
+@pytest.mark.parametrize("solver", ["exact", "beam"])
+def test_other_solvers_leave_their_front_in_the_journal(
+    tmp_path: Path, solver: Literal["exact", "beam"]
+) -> None:
+    problem = random_problem(3, space=hybrid(6), tightness=0.4)
+    results = []
+    for resume in (False, True):
+        with Study.open(tmp_path / "run", settings={}, resume=resume) as study:
+            results.append(search(problem, seed=0, solver=solver, study=study))
+    np.testing.assert_array_equal(results[0].genomes, results[1].genomes)
+    front = read_journal(tmp_path / "run").front()
+    np.testing.assert_array_equal(front.genomes, results[0].genomes)
+    np.testing.assert_array_equal(front.objectives, results[0].objectives)

@@ -1,0 +1,1 @@
+"""Analytic latency forms, one file per kind of kernel."""
