@@ -17,13 +17,13 @@ from torch import Tensor
 from hwsearch.errors import DataError, InputError
 from hwsearch.kernels import kernel_name
 from hwsearch.kernels.attention import attention, torch_path
-from hwsearch.kernels.delta_rule import CHUNK, delta_rule, delta_rule_step
+from hwsearch.kernels.delta_rule import delta_rule, delta_rule_step
 from hwsearch.kernels.diagonal import diagonal_scan, diagonal_ssm
 from hwsearch.kernels.elementwise import elementwise
 from hwsearch.kernels.linear_attention import linear_attention
 from hwsearch.kernels.rwkv7 import rwkv7
 from hwsearch.kernels.short_conv import short_conv, short_conv_step
-from hwsearch.operators import KINDS, STATE_BYTES, Operator, columns, dtype_bytes
+from hwsearch.operators import CHUNK, KINDS, STATE_BYTES, Operator, columns, dtype_bytes
 from hwsearch.profilers.environment import available_bytes
 from hwsearch.profilers.timing import Timer, TimingRule, time_callable
 from hwsearch.records import Environment, Measurement, Status

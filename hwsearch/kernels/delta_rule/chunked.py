@@ -19,7 +19,7 @@ from hwsearch.kernels.chunks import arithmetic, join, normalised, pairwise_decay
 
 __all__ = ["CHUNK", "chunked_delta_rule"]
 
-CHUNK = 64
+CHUNK = 32  # measured on a CPU: 32 takes 0.9 of the time of 64, forward and backward
 
 
 def chunked_delta_rule(
@@ -43,14 +43,18 @@ def chunked_delta_rule(
     k_to_end = ((last - total).exp() * k).transpose(-1, -2)
     kept = last.exp()
 
-    state = state_BHKV.to(dtype)
+    # Sequences and heads as one batch, so that products and sums are one call. Unbound, not indexed: the gradient of
+    # an index is a whole tensor of zeros for every chunk.
+    pieces = (value.flatten(0, 1).unbind(dim=1) for value in (x, y, kept, k_to_end))
+    state = state_BHKV.to(dtype).flatten(0, 1)
     starts, writes = [], []
-    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros for every chunk.
-    for x_n, y_n, kept_n, k_n in zip(*(value.unbind(dim=2) for value in (x, y, kept, k_to_end)), strict=True):
+    for x_n, y_n, kept_n, k_n in zip(*pieces, strict=True):
         starts.append(state)
-        u = x_n - y_n @ state
+        u = torch.baddbmm(x_n, y_n, state, alpha=-1)
         writes.append(u)
-        state = kept_n * state + k_n @ u
+        state = torch.baddbmm(kept_n * state, k_n, u)
     scores = decay * (q @ k.transpose(-1, -2))
-    out = (total.exp() * q) @ torch.stack(starts, dim=2) + scores @ torch.stack(writes, dim=2)
-    return join(out, length).to(v_BTHV.dtype), state
+    batched = q.shape[:3]
+    from_start = (total.exp() * q).flatten(0, 2) @ torch.stack(starts, dim=1).flatten(0, 1)
+    out = torch.baddbmm(from_start, scores.flatten(0, 2), torch.stack(writes, dim=1).flatten(0, 1))
+    return join(out.view(*batched, CHUNK, value_dim), length).to(v_BTHV.dtype), state.view_as(state_BHKV)
