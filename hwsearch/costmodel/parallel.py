@@ -26,11 +26,14 @@ from hwsearch.errors import InputError
 from hwsearch.records import DeviceSpec
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.mixers import (
+    GLA,
+    DeltaNet,
     FullAttention,
     GatedDeltaNet,
     JetBlock,
     MixerSpec,
     NoMixer,
+    RetNet,
     SlidingWindowAttention,
 )
 
@@ -121,16 +124,20 @@ def _mixer(mixer: MixerSpec, tp: int) -> MixerSpec:
                 num_heads=_part(mixer.num_heads, tp, "num_heads"),
                 generator_reduction=_part(mixer.generator_reduction, tp, "generator_reduction"),
             )
+        case DeltaNet() | GLA() | RetNet():
+            return mixer.replace(num_heads=_part(mixer.num_heads, tp, "num_heads"))
         case NoMixer():
             return mixer
+        case _:
+            raise _IndivisibleError(f"how {mixer.kind} is sharded is not modelled")
 
 
 def link_bandwidth(device: DeviceSpec) -> float:
     """Bytes per second and direction between two devices; InputError where that is not known."""
     if device.link_bandwidth is None:
         raise InputError(
-            f"the link between two {device.name} is not known: add link_bandwidth (bytes per second in one "
-            "direction) to its device file, or use one device"
+            f"the link between two {device.name} is not known: add link_gbs (GB/s in one direction) to its "
+            "device file, or use one device"
         )
     return device.link_bandwidth
 

@@ -19,7 +19,7 @@ from hwsearch.errors import InputError
 from hwsearch.operators import columns
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import BASES
-from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, JetBlock
+from hwsearch.searchspace.mixers import GLA, RGLRU, FullAttention, GatedDeltaNet, JetBlock, MixerSpec
 from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
 
@@ -148,7 +148,7 @@ def test_the_largest_batch_of_a_shard_fits_and_one_more_does_not() -> None:
 def test_an_unknown_link_is_refused(h100: CostModel) -> None:
     model = replace(h100, device=replace(h100.device, link_bandwidth=None))
     assert model_cost(LLAMA, DECODE, model=model).tp == 1
-    with pytest.raises(InputError, match="add link_bandwidth"):
+    with pytest.raises(InputError, match="add link_gbs"):
         model_cost(LLAMA, DECODE, model=model, tp=2)
 
 
@@ -207,3 +207,17 @@ def test_parts_of_memory_are_those_of_the_mixers(h100: CostModel) -> None:
     assert memory.recurrent_state_bytes == 16 * 26 * 4 * 16 * 128 * 256
     assert memory.logit_bytes == 16 * 4 * JET.base.vocab_size
     assert memory.reserve_bytes + memory.usable_bytes == H100.memory_bytes
+
+
+def test_mixers_by_heads_are_sharded_and_others_refused(h100: CostModel) -> None:
+    def of(mixer: MixerSpec) -> Architecture:
+        layer = LLAMA.layers[0].replace(mixer=mixer)
+        return Architecture(name="x", base=LLAMA.base, layers=(layer,) * LLAMA.base.num_layers)
+
+    one = of(GLA(num_heads=8, head_k_dim=64, head_v_dim=128))
+    (own,) = {layer.mixer for layer in sharded(one, 2).layers}
+    assert isinstance(own, GLA)
+    assert own.num_heads == 4
+    scan = of(RGLRU(width=4096, num_heads=8))
+    with pytest.raises(InputError, match="how rg_lru is sharded is not modelled"):
+        model_cost(scan, DECODE, model=h100, tp=2)
