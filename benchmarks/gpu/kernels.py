@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,16 +56,14 @@ def main() -> None:
     copy_rate = _copy_rate(device)
     cases: dict[str, Callable[[], Row]] = {}
     for batch in (1, 4, 16, 64, 128, 256, 512, 1024):
-        cases[f"decode step, batch {batch}"] = lambda batch=batch: _step_case(batch, device, copy_rate)
+        cases[f"decode step, batch {batch}"] = partial(_step_case, batch, device, copy_rate)
     for batch, length in ((8, 4096), (1, 65536)):
-        cases[f"dynamic convolution, {batch} x {length}"] = lambda batch=batch, length=length: _conv_case(
-            batch, length, device, copy_rate
+        cases[f"dynamic convolution, {batch} x {length}"] = partial(
+            _conv_case, batch, length, device, copy_rate
         )
-        cases[f"block prefill, {batch} x {length}"] = lambda batch=batch, length=length: _prefill_case(
-            batch, length, device
-        )
+        cases[f"block prefill, {batch} x {length}"] = partial(_prefill_case, batch, length, device)
     for name, spec in DECODED.items():
-        cases[f"graph capture, {name}"] = lambda spec=spec: _graph_case(spec, device)
+        cases[f"graph capture, {name}"] = partial(_graph_case, spec, device)
     rows: dict[str, Row] = {}
     for name, case in cases.items():
         try:
@@ -94,15 +93,15 @@ def _time_ms(function: Callable[[], object], *, repeats: int = 30) -> float:
     flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
     for _ in range(5):
         function()
-    samples = []
+    samples: list[float] = []
     for _ in range(repeats):
         flush.zero_()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         function()
         stop.record()
         torch.cuda.synchronize()
-        samples.append(start.elapsed_time(stop))  # type: ignore[no-untyped-call]
+        samples.append(start.elapsed_time(stop))
     return statistics.median(samples)
 
 
@@ -124,7 +123,7 @@ def _copy_rate(device: torch.device) -> float:
     """Bytes read plus written per second by a copy of 2 GiB."""
     source = torch.empty(2**31, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / (_time_ms(lambda: target.copy_(source)) / 1e3)
+    return 2 * float(source.numel()) / (_time_ms(lambda: target.copy_(source)) / 1e3)
 
 
 def _token(batch: int, device: torch.device) -> tuple[JetToken, JetParameters, Tensor, Tensor]:
@@ -235,7 +234,7 @@ def _prefill_case(batch: int, length: int, device: torch.device) -> Row:
         if error > 2e-2:
             raise AssertionError(f"{name}: relative error {error}")
         mixer.backend = "auto"
-        row[f"{name}_ms"] = _time_ms(lambda mixer=mixer: mixer(hidden), repeats=10)
+        row[f"{name}_ms"] = _time_ms(partial(mixer, hidden), repeats=10)
         row[f"{name}_kernel"] = mixer.kernel_used
     return row
 
