@@ -4,6 +4,7 @@ flash-linear-attention."""
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -80,8 +81,9 @@ class _Delta(RecurrentMixer):
         """Log decay (B, T, H), in fp32."""
         return torch.zeros(*hidden_BTD.shape[:2], self.num_v_heads, device=hidden_BTD.device)
 
+    @abstractmethod
     def _output(self, out_BTHV: Tensor, hidden_BTD: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Outputs (B, T, D) from what the rule gives, (B, T, H, V)."""
 
     def forward(
         self,
