@@ -18,7 +18,8 @@ from hwsearch.costmodel.evaluate import Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.transfer import Gate
 from hwsearch.errors import InputError
-from hwsearch.pipeline import Rows, carry_model, cost_model_named, fit_rows, load_rows, transfer_rows
+from hwsearch.pipeline.models import carry_model, cost_model_named, fit_rows, transfer_rows
+from hwsearch.pipeline.rows import Rows, load_rows
 
 __all__ = ["command"]
 

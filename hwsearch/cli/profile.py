@@ -10,7 +10,7 @@ from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
 from hwsearch.errors import InputError
 from hwsearch.operators import KINDS, Operator
-from hwsearch.pipeline import operators_of
+from hwsearch.pipeline.demand import operators_of
 from hwsearch.profilers.environment import torch_device
 from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.run import Progress, profile

@@ -15,7 +15,8 @@ from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, size, table
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.errors import InfeasibleError, InputError
-from hwsearch.pipeline import SearchTask, Verdict, cost_model_named, search_task
+from hwsearch.pipeline.models import cost_model_named
+from hwsearch.pipeline.search_task import SearchTask, Verdict, search_task
 from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, Solver, search
 from hwsearch.search.study import Study
 from hwsearch.searchspace.bases import base_named

@@ -1,33 +1,18 @@
-"""Joins the parts: measurements into cost models, spaces and cost models and importance into search problems.
-
-This is the only library module that knows more than one of profilers, costmodel, surrogate and search.
-"""
+"""A search problem out of a space, a cost model and measured layer importances, and what explains its answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
-from hwsearch.costmodel.device_file import is_device_file, read_device
-from hwsearch.costmodel.devices import DEVICES, completed, device_reported_as
-from hwsearch.costmodel.evaluate import evaluate
-from hwsearch.costmodel.importers import import_tables
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
-from hwsearch.costmodel.quality import refuse_too_many, suspicious
-from hwsearch.costmodel.tables import Table, tables_from_measurements
-from hwsearch.costmodel.transfer import Gate, transfer_model
-from hwsearch.errors import DataError, InputError, unknown_name
-from hwsearch.operators import Operator, dtype_bytes
-from hwsearch.profilers.store import Store
-from hwsearch.records import DeviceSpec, Measurement
+from hwsearch.errors import InputError
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
@@ -37,208 +22,9 @@ from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
 
-__all__ = [
-    "Rows",
-    "SearchTask",
-    "Verdict",
-    "carry_model",
-    "cost_model_named",
-    "fit_rows",
-    "load_rows",
-    "operators_of",
-    "search_task",
-    "transfer_rows",
-]
+__all__ = ["SearchTask", "Verdict", "search_task"]
 
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
-_SQLITE_MAGIC = b"SQLite format 3\0"
-
-
-def cost_model_named(name: str) -> CostModel:
-    """A cost model that ships with the package, the one saved at a path, or the roofline of a device file.
-
-    Raises InputError for an unknown name and DataError for a folder that holds no whole model.
-    """
-    if name in builtin_models():
-        return load_builtin(name)
-    if is_device_file(Path(name)):
-        device = read_device(Path(name))
-        return CostModel(
-            device=device,
-            runtime="roofline only, nothing measured",
-            dtype=device.dtype,
-            source=f"no measurement: the ceilings of {device.source}",
-            seed=0,
-            families={},
-        )
-    if Path(name).exists():
-        return CostModel.load(Path(name))
-    if name in DEVICES:
-        raise InputError(
-            f"no fitted cost model ships for {name}; these do: {', '.join(builtin_models())}. "
-            "Measure the device (hwsearch profile), fit (hwsearch fit) and pass the folder that it writes"
-        )
-    raise unknown_name("cost model (and no such path)", name, builtin_models())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Measurements read from a file or folder, of one device, runtime and dtype.
-
-    left_out: reason -> rows that are not used. merged: how rows repeat an operator -> rows that merging took away.
-    """
-
-    tables: Mapping[str, Table]
-    device: DeviceSpec
-    runtime: str
-    dtype: str
-    source: str
-    left_out: Mapping[str, int]
-    merged: Mapping[str, int]
-
-
-def load_rows(path: Path, *, unit: str = "ms", ceilings: DeviceSpec | None = None) -> Rows:
-    """Measurements of a store that `hwsearch profile` or `hwsearch import` wrote, or another tool's tables.
-
-    A folder is read whole. `unit` is that of another tool's latencies. `ceilings` stand for those of the rows' device,
-    where it is not a built-in one or they are better known. Raises DataError for anything else, where the rows come
-    from two devices, and for bad data: rows that cannot be right are left out and counted, more than a third of them,
-    or a wrong unit, are refused.
-    """
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist: give a measurement store, or tables of AIConfigurator or Vidur, a file or a folder"
-        )
-    stores = sorted(path.glob("*.db")) if path.is_dir() else [path] if _is_sqlite(path) else []
-    if stores and unit != "ms":
-        raise InputError(f"{path} is a store, whose latencies are in ms: leave --unit out")
-    return _load_stores(stores, path, ceilings) if stores else _load_foreign(path, unit, ceilings)
-
-
-def _is_sqlite(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC or path.suffix == ".db"
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | None) -> Rows:
-    measurements: list[Measurement] = []
-    devices: dict[str, DeviceSpec] = {}
-    for path in paths:
-        with Store.open(path) as store:
-            measurements += store.measurements()
-            devices |= {spec.device_name: spec for spec in store.devices()}
-    left_out: dict[str, int] = {}
-    bad: dict[str, int] = {}
-    usable = []
-    for measurement in measurements:
-        if measurement.status != "ok":
-            reason = f"{measurement.status}: {measurement.reason}"
-            left_out[reason] = left_out.get(reason, 0) + 1
-        elif not measurement.median_ms > 0:
-            bad["latency is not positive"] = bad.get("latency is not positive", 0) + 1
-        else:
-            usable.append(measurement)
-    tables = tables_from_measurements(usable)
-    if not usable:
-        raise DataError(
-            f"{source} holds no successful measurement: profile first (hwsearch profile -o {source})"
-        )
-    first = usable[0]
-    name = first.environment.device_name
-    device = _device(name, source, ceilings or devices.get(name))
-    merged = _merged(len(usable), tables)
-    for kind, table in tables.items():
-        wrong = suspicious(kind, table.dims, table.latency_ms, device=device, size=dtype_bytes(first.dtype))
-        for reason, where in wrong.items():
-            if where.any():
-                bad[f"{kind}: {reason}"] = int(where.sum())
-        tables[kind] = table.take(~np.any([np.zeros(len(table), bool), *wrong.values()], axis=0))
-    refuse_too_many(bad, len(measurements) - sum(left_out.values()), place=str(source))
-    return Rows(
-        tables={kind: table for kind, table in tables.items() if len(table)},
-        device=completed(device),
-        runtime=first.environment.runtime,
-        dtype=first.dtype,
-        source=f"measured by hwsearch on {name}, {first.environment.runtime}",
-        left_out=left_out | bad,
-        merged=merged,
-    )
-
-
-def _merged(rows: int, tables: Mapping[str, Table]) -> dict[str, int]:
-    """What a store repeats: an operator measured by several kernels, or under several keys."""
-    repeats = rows - sum(len(table) for table in tables.values())
-    return {"repeats, merged by their median": repeats} if repeats else {}
-
-
-def _device(name: str, source: Path, ceilings: DeviceSpec | None) -> DeviceSpec:
-    """Ceilings of the device that reports itself as `name`. DataError where nobody states them."""
-    if ceilings is not None:
-        return replace(ceilings, device_name=name)
-    device = device_reported_as(name)
-    if device is None:
-        raise DataError(
-            f"{source}: the ceilings of {name!r} are not known; state them in a device file (fit --device-file)"
-        )
-    return device
-
-
-def _load_foreign(path: Path, unit: str, ceilings: DeviceSpec | None) -> Rows:
-    imported = import_tables(path, unit=unit, device=ceilings)
-    return Rows(
-        tables=imported.tables,
-        device=_device(imported.device_name, path, ceilings),
-        runtime=imported.runtime,
-        dtype=imported.dtype,
-        source=imported.source,
-        left_out=imported.left_out,
-        merged=imported.merged,
-    )
-
-
-def fit_rows(rows: Rows, *, seed: int) -> CostModel:
-    """A cost model of what was measured. Raises DataError where a kind has too few rows."""
-    return CostModel.fit(
-        rows.tables, device=rows.device, runtime=rows.runtime, dtype=rows.dtype, source=rows.source, seed=seed
-    )
-
-
-def transfer_rows(rows: Rows, *, source: CostModel, seed: int) -> tuple[CostModel, dict[str, Gate]]:
-    """A cost model of few rows that starts from another device's or runtime's, with its cross-validated errors.
-
-    Also what cross-validation said of each kind that both have. Raises DataError where a kind has too few rows.
-    """
-    if rows.dtype != source.dtype:
-        raise InputError(f"the rows were measured in {rows.dtype}, the source model is for {source.dtype}")
-    model, gates = transfer_model(
-        source, rows.tables, device=rows.device, runtime=rows.runtime, measured=rows.source, seed=seed
-    )
-    strange = {kind: table for kind, table in rows.tables.items() if kind not in source.families}
-    if strange:
-        judged = evaluate(model, strange, as_is=False, seed=seed).operators
-        model = replace(model, held_out={**model.held_out, **judged})
-    return model, gates
-
-
-def carry_model(source: CostModel, *, device: DeviceSpec) -> CostModel:
-    """The source's cost model under the ceilings of a device that nothing was measured on."""
-    return transfer_model(
-        source, {}, device=device, runtime=f"{source.runtime} assumed", measured="nothing measured", seed=0
-    )[0]
-
-
-def operators_of(space: SearchSpace, workloads: Iterable[Workload]) -> list[Operator]:
-    """The distinct operators that the architectures of a space ask for at some workloads."""
-    found: dict[Operator, None] = {}
-    base = Architecture.of_base(space.base)
-    for workload in workloads:
-        for choice in space.choices:
-            found |= dict.fromkeys(choice.lower(space.base.hidden_size, workload))
-        found |= dict.fromkeys((*base.lower_embedding(workload), *base.lower_head(workload)))
-    return list(found)
 
 
 @dataclass(frozen=True, kw_only=True)
