@@ -131,9 +131,13 @@ class Evolution:
         return np.stack(columns, axis=1)
 
     def _guided(self, guide: Guide, size: int) -> Genomes:
-        """What the model proposes; before there is one, more genomes to learn it from."""
-        if self.evaluations < guide.first_fit and guide.tier != "free":
-            return self._even(min(size, guide.first_fit - self.evaluations))
+        """What the model proposes; before there is one, more genomes to learn it from.
+
+        Where evaluations are free half of these are left to the evolution, which alone would leave choices unknown.
+        """
+        if self.evaluations < guide.first_fit:
+            share = size // 2 if guide.tier == "free" else size
+            return self._even(min(share, guide.first_fit - self.evaluations))
         if not guide.due(self.evaluations):
             return self._genomes[:0]
         genomes = np.concatenate([genomes for genomes, _ in self._batches])

@@ -63,7 +63,7 @@ def a_problem(seed: int) -> tuple[Problem, Genomes]:
     rng = np.random.default_rng(seed)
     while True:
         space = ruled(rng)
-        if 0 < space.size <= MOST:
+        if 0 < space.size <= MOST and (space.size > 5000 or rng.random() < 0.3):
             break
     genomes = everything(space)
     assert len(genomes) == space.size
@@ -87,7 +87,7 @@ def undercut(points: FloatArray, front: FloatArray) -> FloatArray:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_architecture_is_better_than_the_exact_front(seed: int) -> None:
     problem, genomes = a_problem(seed)
     objectives, violations = problem.evaluate(genomes)
