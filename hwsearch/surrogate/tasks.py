@@ -150,7 +150,7 @@ class EncodedTasks:
         most probable one. Both are read where completion_NT is true; anything may stand elsewhere.
         """
         sums_N = np.where(self.completion_NT, log_probs_NT, 0.0).sum(axis=1)
-        exact_N: BoolArray = (hits_NT | ~self.completion_NT).all(axis=1)
+        exact_N: BoolArray = np.asarray((hits_NT | ~self.completion_NT).all(axis=1))
         counts_I = np.bincount(self.item_N)
         first_I: IntArray = np.cumsum(counts_I) - counts_I
         sums_IC = np.full((len(counts_I), counts_I.max()), -np.inf)
