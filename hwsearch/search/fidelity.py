@@ -1,6 +1,6 @@
 """Search with few expensive evaluations: a learnt model proposes, cheap fidelities filter, few are measured in full.
 
-Each round a model of the expensive objective is fitted to everything measured so far (`noisy_model`: a Gaussian
+Each round a model of the expensive objective is fitted to everything measured so far (`GenomeGP`: a Gaussian
 process that learns the noise of every fidelity). An evolution, which costs nothing, spreads along the trade-offs
 between the model's lower confidence bound and the other objectives, within the budgets; of what it finds, the genomes
 that would add most hypervolume to the front are measured, each chosen as if those before it came out as well as hoped
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import InfeasibleError, InputError
+from hwsearch.genome_gp import GenomeGP
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import Executor
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
-from hwsearch.search.noisy_model import NoisyModel
 from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
 from hwsearch.search.problem import Additive, Objective, Pairwise, Problem
 from hwsearch.search.pruning import pruned
@@ -160,7 +160,8 @@ class _Run:
         genomes, values, rungs = self._known()
         if len(genomes) < 2 * self.problem.space.num_layers:
             return self._first(count)
-        model = NoisyModel.fit(genomes, values, fidelity=rungs)
+        choices = self.problem.space.allowed_mask.shape[1]
+        model = GenomeGP.fit(genomes, values, num_choices=choices, fidelity=rungs)
 
         def hoped(asked: Genomes) -> FloatArray:
             mean, deviation = model.predict(asked)
@@ -169,11 +170,11 @@ class _Run:
         pool, objectives = self._spread(hoped, count, self._optima(model))
         return pool[self._improving(objectives, count)]
 
-    def _optima(self, model: NoisyModel) -> Genomes:
+    def _optima(self, model: GenomeGP) -> Genomes:
         """The exact optima within the budgets of what the model says adds up over layers, and of draws around it."""
         if not all(isinstance(budget.cost, Additive | Pairwise) for budget in self.problem.budgets):
             return np.empty((0, self.problem.space.num_layers), dtype=np.int64)
-        mean, deviation = model.tables(self.problem.space.allowed_mask.shape[1])
+        mean, deviation = model.layers()
         found = []
         for strength in np.repeat([0.0, 1.0], [1, _DRAWS]):
             table = Additive(mean + strength * deviation * self._rng.normal(size=mean.shape))
