@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import resolve
-from hwsearch.kernels.chunks import arithmetic
+from hwsearch.kernels.chunks import arithmetic, without_autocast
 from hwsearch.kernels.delta_rule.chunked import CHUNK, chunked_delta_rule
 from hwsearch.kernels.delta_rule.fla import fla_delta_rule
 from hwsearch.kernels.delta_rule.reference import delta_rule_step, recurrent_delta_rule
@@ -46,6 +46,7 @@ BACKENDS: Mapping[str, _Rule] = {
 }
 
 
+@without_autocast
 def delta_rule(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
