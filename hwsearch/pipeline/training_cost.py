@@ -22,7 +22,7 @@ from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["FROZEN", "TRAINED", "TrainingCost", "path_training", "scoring_cost", "local_training"]
+__all__ = ["FROZEN", "TRAINED", "TrainingCost", "local_training", "path_training", "scoring_cost"]
 
 FROZEN, TRAINED = 2.0, 3.0
 """Work of a training step, forward and backward, over that of the forward pass alone."""

@@ -49,7 +49,7 @@ def _window(base: Base) -> int:
 
 
 def _delta(base: Base) -> dict[str, Any]:
-    """A gated delta net with two value heads per key head of 128 x 128, the shape of Qwen3.5; 32 x 32 in small models."""
+    """A gated delta net with two value heads per key head of 128 x 128, the shape of Qwen3.5; small ones: 32 x 32."""
     heads, _, _ = _jet(base)
     small = base.hidden_size < _SMALL
     key_heads, dims = (heads // 2, 32) if small else (heads, 128)
