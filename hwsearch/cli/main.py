@@ -23,6 +23,7 @@ _COMMANDS = {
     "evaluate": "Errors of a cost model on measurements it was not fitted on.",
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
+    "supernet": "Train mixers beside the frozen attention of a checkpoint.",
     "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
     "study": "What a run has found so far: front, convergence, plots, tables.",
     "export": "Write an architecture of a search as JSON.",
