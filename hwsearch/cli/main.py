@@ -25,6 +25,7 @@ _COMMANDS = {
     "search": "Find architectures that meet budgets.",
     "supernet": "Train mixers beside the frozen attention of a checkpoint.",
     "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
+    "teacher": "A tiny pretrained model to try everything on; one ships with the package.",
     "study": "What a run has found so far: front, convergence, plots, tables.",
     "export": "Write an architecture of a search as JSON.",
     "spaces": "Search spaces that ship with the package, and their sizes.",
