@@ -78,16 +78,16 @@ def path_losses(
     *,
     recompute: bool = False,
 ) -> PathLosses | None:
-    """The losses of one path on a batch of whole rows; None where the path is the teacher.
+    """The losses of one path on a batch of whole rows; None where nothing on the path trains.
 
     recompute: keep only the residual stream of each layer and compute the rest again in the backward pass.
     """
-    differing = [i for i, c in enumerate(genome) if not supernet.is_teacher(i, int(c))]
-    if not differing:
+    if not any(int(choice) in supernet.alternatives_of(i) for i, choice in enumerate(genome)):
         return None
-    hidden_BTD = teacher.hidden[differing[0]]
+    first = next(i for i, choice in enumerate(genome) if not supernet.is_teacher(i, int(choice)))
+    hidden_BTD = teacher.hidden[first]
     errors = []
-    for index in range(differing[0], supernet.num_layers):
+    for index in range(first, supernet.num_layers):
         choice = int(genome[index])
         if recompute:
             hidden_BTD, mixed_BTD = checkpoint(supernet.layer, index, choice, hidden_BTD, use_reentrant=False)

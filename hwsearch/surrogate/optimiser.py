@@ -49,7 +49,7 @@ class Optimiser:
         self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=_BETAS, fused=True)
 
     def step(self, learning_rate: float, *, clip: float) -> float:
-        """Average the gradients over the processes, clip their norm, update, and clear them; the norm before clipping."""
+        """Average the gradients over processes, clip their norm, update, clear them. The norm before clipping."""
         found = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
         for name in found:
             parameter, master = self.parameters[name], self.masters[name]

@@ -12,8 +12,9 @@ it; `train_attention` does that, at the price of a second copy of every attentio
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,6 +200,16 @@ class Supernet(nn.Module):
             hidden_BTD, _ = self.layer(index, int(choice), hidden_BTD, mask_BT=mask_BT)
         return self.head(hidden_BTD)
 
+    def only(self, genome: Genome) -> Supernet:
+        """A supernet of one path (layers,): the same teacher and numbers of choices, copies of the path's mixers."""
+        mask = np.zeros((self.num_layers, len(self.space.choices)), dtype=bool)
+        mask[np.arange(self.num_layers), np.asarray(genome)] = True
+        kept = [
+            {choice: copy.deepcopy(m) for choice, m in self.alternatives_of(i).items() if mask[i, choice]}
+            for i in range(self.num_layers)
+        ]
+        return Supernet(self.teacher, self.space.only(mask), kept)
+
     def model_of(self, genome: Genome, *, name: str = "supernet path") -> HybridForCausalLM:
         """The path of a genome (layers,) as a model of its own, its weights copied, in evaluation mode."""
         architecture = self.space.decode(np.asarray(genome), name=name)
@@ -230,7 +241,7 @@ class Supernet(nn.Module):
         digest = hashlib.sha256()
         choices = [choice.model_dump_json() for choice in self.space.choices]
         digest.update(repr((choices, self.space.allowed)).encode())
-        digest.update(hash_tensors(self.state_dict()).encode())
+        digest.update(hash_tensors(sorted(self.state_dict().items())).encode())
         return digest.hexdigest()
 
     def _layer(self, index: int) -> HybridLayer:
@@ -254,10 +265,10 @@ class Supernet(nn.Module):
         return found
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, hexadecimal."""
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order given, hexadecimal."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

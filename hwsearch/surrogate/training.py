@@ -64,6 +64,12 @@ class Recipe:
     recompute: bool = False
     seed: int = 0
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Recipe:
+        """From the JSON values of `asdict`."""
+        stages = {name: Stage(**content[name]) for name in ("a", "b")}
+        return cls(**{**content, **stages, "losses": LossWeights(**content["losses"])})
+
     def __post_init__(self) -> None:
         if min(self.a.steps, self.b.steps) < 0 or min(self.paths, self.accumulate) < 1:
             raise InputError(
