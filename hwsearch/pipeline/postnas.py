@@ -96,7 +96,7 @@ class Plan:
 
 
 class Postnas:
-    """One run. executor: where candidates are trained. threads: of each. stop: asked after each step of the supernet."""
+    """One run. executor: where candidates are trained. threads: of each. stop: asked after a supernet step."""
 
     def __init__(
         self,
