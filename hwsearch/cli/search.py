@@ -14,6 +14,7 @@ from rich.console import Console
 from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, size, table
 from hwsearch.cli.report import model_cost_json, print_model_cost
+from hwsearch.cli.search_supernet import search_supernet
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.pipeline.search_task import SearchTask, Verdict, search_task
@@ -31,9 +32,7 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 
 
 @click.command("search")
-@click.option(
-    "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
-)
+@click.option("--base", help="A name from `hwsearch bases`, a config.json, or a checkpoint folder.")
 @click.option(
     "--space",
     "preset",
@@ -49,7 +48,8 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 @click.option(
     "--quality",
     required=True,
-    help="Layer importance: qwen3-1.7b-sweep, qwen3-4b-sweep, or a CSV with model,layer,task,metric,value,stderr.",
+    help="Layer importance: qwen3-1.7b-sweep, qwen3-4b-sweep, or a CSV with model,layer,task,metric,value,stderr. "
+    "Or the folder of a supernet, whose base and space are then searched.",
 )
 @click.option("--task", "tasks", multiple=True, help="Use only this task of --quality; may be repeated.")
 @click.option(
@@ -76,11 +76,34 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 )
 @click.option("--population", default=POPULATION, show_default=True, type=click.IntRange(min=4))
 @click.option("--generations", default=GENERATIONS, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--metric",
+    default="mean_loss",
+    show_default=True,
+    help="With a supernet: TASK.loss, TASK.accuracy, mean_loss, mean_accuracy, kl or perplexity.",
+)
+@click.option(
+    "--items", default=100, show_default=True, type=click.IntRange(min=1), help="The same: of each task."
+)
+@click.option(
+    "--evaluations",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The same: scores to ask for.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The same: processes that score.",
+)
 @seed_option
 @json_option
 def command(
     *,
-    base: str,
+    base: str | None,
     preset: str,
     placement: str | None,
     device: str,
@@ -94,6 +117,10 @@ def command(
     solver: Solver,
     population: int,
     generations: int,
+    metric: str,
+    items: int,
+    evaluations: int,
+    workers: int,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -102,8 +129,37 @@ def command(
     Bi-objective evolution; since quality loss, latency and memory add up over layers, the exact optimum is found
     too and the gap to it is printed. The run directory keeps every evaluation: after a kill, the same command
     with --resume gives the result that the first would have given.
+
+    With a supernet as --quality its scores take the place of the sum: each costs a forward pass over the tasks, so a
+    predictor fitted to those so far chooses what to score next.
     """
     model = cost_model_named(device)
+    if (Path(quality) / "supernet.json").is_file():
+        given = {"--base": base, "--placement": placement, "--assume": assume, "--task": tasks}
+        for option, value in given.items():
+            if value:
+                raise InputError(
+                    f"{option} does not go with a supernet, which has its own base, space and tasks"
+                )
+        search_supernet(
+            Path(quality),
+            model=model,
+            workload=workload,
+            budgets=budgets,
+            metric=metric,
+            items=items,
+            evaluations=evaluations,
+            workers=workers,
+            output=output,
+            resume=resume,
+            seed=seed,
+            as_json=as_json,
+        )
+        return
+    if base is None:
+        raise InputError(
+            "a search by layer importance needs --base: a name from `hwsearch bases`, or a checkpoint folder"
+        )
     chosen = base_named(base)
     sweep = load_sweep(quality, base=chosen.name, num_layers=chosen.num_layers)
     if sweep.model != chosen.name:
