@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwsearch.costmodel.builtin_models import load_builtin
-from hwsearch.pipeline.blocks import BLOCKS, block_named, grid_of, with_block
+from hwsearch.pipeline.linear_blocks import BLOCKS, block_named, grid_of, with_block
 from hwsearch.pipeline.training_cost import local_training, path_training, scoring_cost
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import BASES

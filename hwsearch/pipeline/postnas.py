@@ -30,7 +30,7 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
-from hwsearch.pipeline.blocks import block_named, grid_of, grid_space, with_block
+from hwsearch.pipeline.linear_blocks import block_named, grid_of, grid_space, with_block
 from hwsearch.pipeline.search_task import cost_budget, latency_cost, memory_cost
 from hwsearch.pipeline.steps import Steps
 from hwsearch.pipeline.training_cost import path_training

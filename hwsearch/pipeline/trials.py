@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.pipeline.blocks import path_space
+from hwsearch.pipeline.linear_blocks import path_space
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.surrogate.scoring import Score
 from hwsearch.surrogate.supernet import Supernet

@@ -8,7 +8,7 @@ from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.compose import latency_of
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator
-from hwsearch.pipeline.blocks import BLOCKS, block_named, grid_of, grid_space, path_space, with_block
+from hwsearch.pipeline.linear_blocks import BLOCKS, block_named, grid_of, grid_space, path_space, with_block
 from hwsearch.pipeline.training_cost import local_training, path_training, scoring_cost
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import BASES
