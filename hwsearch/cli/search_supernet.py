@@ -11,7 +11,7 @@ from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError
 from hwsearch.models import require_transformers
-from hwsearch.search.executors import InlineExecutor, ProcessExecutor
+from hwsearch.search.executors import Executor
 from hwsearch.search.fidelity import FidelityResult, Round
 from hwsearch.search.pareto import knee
 from hwsearch.search.study import Study
@@ -32,7 +32,7 @@ def search_supernet(
     metric: str,
     items: int,
     evaluations: int,
-    workers: int,
+    executor: Executor,
     output: Path,
     resume: bool,
     seed: int,
@@ -57,7 +57,6 @@ def search_supernet(
             best = "none within the budgets yet" if at.best is None else f"best {at.best:.4g}"
             bar.update(row, completed=at.full, status=f"{best}, hypervolume {at.hypervolume:.4g}")
 
-        executor = InlineExecutor() if workers == 1 else ProcessExecutor(workers)
         try:
             with executor:
                 result = task.go(

@@ -181,3 +181,14 @@ class MixerContract:
         # Parameters and activations are rounded as well as the arithmetic: a bound on blunders, not on kernels.
         assert relative_error(out, mixer(hidden)[0]) < 0.05
         assert all(torch.isfinite(t).all() for t in vars(state).values() if t is not None)
+
+    def test_autocast_trains(self) -> None:
+        mixer, hidden = self.build(), self.inputs()
+        expected = mixer(hidden)[0].detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, _ = mixer(hidden)
+        out.float().square().sum().backward()
+        assert relative_error(out.detach(), expected) < 0.05
+        for name, parameter in mixer.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name

@@ -157,7 +157,7 @@ def search(
     if study:
         history = study.history()
         if history.state is not None:
-            if len(history.batches) > generations:
+            if len(history.batches) > generations and not evaluations:
                 raise InputError(
                     f"{study.directory} holds {len(history.batches)} generations: ask for at least as many, not "
                     f"{generations}"
@@ -171,13 +171,12 @@ def search(
         started = time.perf_counter()
         costs = evaluate(genomes)
         seconds = time.perf_counter() - started
-        known = np.isfinite(costs).all(axis=1)
-        evolution.tell(genomes[known], costs[known])
+        evolution.tell(genomes, costs)
         if study:
             violations = problem.violations(costs)
             study.record(evolution.generation, genomes, costs, violations, evolution.state(), seconds=seconds)
-        if reference is None and known.any():
-            reference = _reference(problem, costs[known])
+        if reference is None:
+            reference = _reference(problem, costs)
         if on_generation:
             archive = evolution.archive
             best = float(archive.objectives[0, 0]) if len(archive) else None
@@ -209,8 +208,10 @@ def search(
     return result
 
 
-def _reference(problem: Problem, costs: FloatArray) -> FloatArray:
-    return reference_point(costs[:, problem.objective_columns])
+def _reference(problem: Problem, costs: FloatArray) -> FloatArray | None:
+    """None where every evaluation failed."""
+    known = costs[np.isfinite(costs).all(axis=1)]
+    return reference_point(known[:, problem.objective_columns]) if len(known) else None
 
 
 def _exact(problem: Problem, study: Study | None, *, asked: Problem) -> ExactResult | None:

@@ -106,8 +106,11 @@ def _block(base: Base) -> SpaceSpec:
     )
 
 
-def _grid(base: Base) -> SpaceSpec:
-    """The nine points of table 2 (arXiv 2508.15884), scaled from the 1.5B model's state of 294,912 to the base's."""
+def _grid(base: Base, *, kind: str, heads_of: tuple[str, ...]) -> SpaceSpec:
+    """The nine points of table 2 (arXiv 2508.15884), scaled from the 1.5B model's state of 294,912 to the base's.
+
+    heads_of: the fields of the mixer that hold the number of heads.
+    """
     heads, d_k, d_v = _jet(base)
     if base.hidden_size < _SMALL:
         points: Iterable[tuple[int, list[int]]] = [(count, [16, 32, 64]) for count in (heads // 2, heads)]
@@ -115,17 +118,30 @@ def _grid(base: Base) -> SpaceSpec:
         counts = (heads // 3, 2 * heads // 3, heads) if heads % 3 == 0 else (heads // 4, heads // 2, heads)
         points = zip(counts, ([256, 192, 128], [256, 192, 128], [128, 96, 64]), strict=True)
     return _spec(
-        description="Step 4 of PostNAS: heads, d_K and d_V of the linear block at fixed cache (--placement).",
+        description=f"Step 4 of PostNAS: heads, d_K and d_V of the {kind} at fixed cache (--placement).",
         mixers=[
             {"kind": "full_attention"},
             {"kind": "sliding_window_attention", "window": _window(base)},
             *(
-                {"kind": "jet_block", "num_heads": count, "head_k_dim": dims, "state_size": heads * d_k * d_v}
+                {
+                    "kind": kind,
+                    **dict.fromkeys(heads_of, count),
+                    "head_k_dim": dims,
+                    "state_size": heads * d_k * d_v,
+                }
                 for count, dims in points
             ),
         ],
-        ties=["jet_block"],
+        ties=[kind],
     )
+
+
+def _delta_grid(base: Base) -> SpaceSpec:
+    return _grid(base, kind="gated_delta_net", heads_of=("num_k_heads", "num_v_heads"))
+
+
+def _jet_grid(base: Base) -> SpaceSpec:
+    return _grid(base, kind="jet_block", heads_of=("num_heads",))
 
 
 def _puzzle(base: Base) -> SpaceSpec:
@@ -189,8 +205,9 @@ PRESETS: Mapping[str, Preset] = {
     "postnas-placement": Preset("PostNAS step 1: where softmax attention stays", _placement),
     "postnas-block": Preset("PostNAS step 2: which linear block, the same in all layers", _block),
     "postnas-grid": Preset(
-        "PostNAS step 4: heads, d_K and d_V at fixed cache, the same in all layers", _grid
+        "PostNAS step 4: heads, d_K and d_V of the gated delta net at fixed cache, as in table 2", _delta_grid
     ),
+    "postnas-grid-jet": Preset("the same grid for the JetBlock, whose generator grows with it", _jet_grid),
     "puzzle": Preset("fewer KV heads, no attention, narrower feed-forward networks, as in Puzzle", _puzzle),
     "nemotron-flash": Preset(
         "few attention layers among delta-rule layers, as in Nemotron-Flash", _nemotron_flash

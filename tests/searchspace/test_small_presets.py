@@ -33,6 +33,6 @@ def test_the_mixers_of_a_toy_are_as_wide_as_it_is() -> None:
     assert delta.num_v_heads * delta.head_v_dim == jet.num_heads * jet.head_v_dim == TOY.hidden_size
     assert delta.cache_bytes(1, 2) == jet.cache_bytes(1, 2)
     assert window.window == 32
-    grid = [c.mixer for c in preset_named("postnas-grid", TOY).choices if isinstance(c.mixer, JetBlock)]
+    grid = [c.mixer for c in preset_named("postnas-grid-jet", TOY).choices if isinstance(c.mixer, JetBlock)]
     assert len(grid) == 6
     assert len({mixer.cache_bytes(1, 2) for mixer in grid}) == 1
