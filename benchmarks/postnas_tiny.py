@@ -6,8 +6,9 @@
 
 Every step of a seed is written to DIR as it ends; the same command goes on with what is left, also after a kill.
 
-Common to both: the teacher that ships with the package, its own training data, and everything but the new mixers
-frozen. Stage A (local alignment) is run once per seed; all trainings of the seed start from its weights.
+Common to both: the teacher that ships with the package, data of the kind it was trained on, and everything but the new
+mixers frozen. What scores choose by and what results are judged by share no task item and no text. Stage A (local
+alignment) is run once per seed; all trainings of the seed start from its weights.
 
 ranking (target 1). Space: 2 full-attention and 2 sliding-window layers of 8, the rest gated delta nets: 420
 architectures. The supernet trains STEPS["b"] sampled paths. 24 architectures are then trained alone, each from stage A
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import time
@@ -42,11 +44,14 @@ from hwsearch.search.beam import beam_search
 from hwsearch.search.problem import Objective, Problem
 from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
+from hwsearch.surrogate.corpus import PackedCorpus, pack
 from hwsearch.surrogate.predictor import Predictor
 from hwsearch.surrogate.scoring import Score, Scorer
 from hwsearch.surrogate.supernet import Supernet
+from hwsearch.surrogate.supernet_folder import tokenizer_of
 from hwsearch.surrogate.synthetic import held_out_tasks
 from hwsearch.surrogate.tasks import EncodedTasks
+from hwsearch.surrogate.teacher import teacher_folder, write_data
 from hwsearch.surrogate.training import Batches, Recipe, Stage, train
 
 Genome = tuple[int, ...]
@@ -57,12 +62,26 @@ ALONE, FITTED, JUDGED = (
     120,
 )  # architectures trained alone; scored for the predictor; scored to judge it
 STEPS = {"a": 120, "b": 168}
-BATCH, ITEMS, TEXT_ROWS = 8, 60, 24
+BATCH, LENGTH, ITEMS, TEXT_ROWS, SAMPLES = 8, 128, 60, 16, 2500
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
 PLACEMENT_STEPS = 70
 FULL, RANDOM = 2, 10
+CONFIG = [
+    ALONE,
+    FITTED,
+    JUDGED,
+    STEPS,
+    BATCH,
+    LENGTH,
+    ITEMS,
+    TEXT_ROWS,
+    SAMPLES,
+    RATE_A,
+    RATE_B,
+    PLACEMENT_STEPS,
+]
 
 
 class Bench:
@@ -71,49 +90,33 @@ class Bench:
     def __init__(
         self, seed: int, folder: Path, teacher: Path, space_of: Callable[[SearchSpace], SearchSpace]
     ) -> None:
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
 
-        from hwsearch.surrogate.teacher_data import TeacherData
-
-        logging.disable_progress_bar()
         torch.set_num_threads(1)
         self.seed = seed
         self.checkpoint = Checkpoint(teacher)
         self.space = space_of(preset_named("postnas-placement", self.checkpoint.base))
         settings = {
             "seed": seed,
-            "teacher": _hash(teacher / "model.safetensors"),
+            "teacher": hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest(),
             "choices": [choice.model_dump(mode="json") for choice in self.space.choices],
             "rules": self.space.rules,
-            "config": [
-                ALONE,
-                FITTED,
-                JUDGED,
-                STEPS,
-                BATCH,
-                ITEMS,
-                TEXT_ROWS,
-                RATE_A,
-                RATE_B,
-                PLACEMENT_STEPS,
-            ],
+            "config": CONFIG,
         }
         self.steps = Steps.open(folder, settings=settings)
-        tokenizer = AutoTokenizer.from_pretrained(teacher)
-        corpus = teacher_corpus()
-        data = TeacherData(
-            corpus, tokenizer=tokenizer, batch=BATCH, text_share=0.25, plain_weight=0.0, seed=seed
+        tokenizer = tokenizer_of(self.checkpoint)
+        corpus = packed_corpus(folder.parents[1] / "data", tokenizer)
+        # What chooses and what judges share no item and no text.
+        self.choosing, self.judging = (
+            EncodedTasks.of(held_out_tasks(seed=100 * seed + k, items=ITEMS), tokenizer, max_length=512)
+            for k in (1, 2)
         )
-        self.tasks = EncodedTasks.of(
-            held_out_tasks(seed=seed + 1, items=ITEMS), tokenizer, max_length=corpus.length
-        )
-        self.text = torch.from_numpy(corpus.validation[:TEXT_ROWS].astype(np.int64))
-        self.batches: Batches = lambda step: data(step)[0]
+        text = torch.from_numpy(corpus.validation[: 2 * TEXT_ROWS].astype(np.int64))
+        self.text = {True: text[:TEXT_ROWS], False: text[TEXT_ROWS:]}
+        self.batches: Batches = lambda step: corpus.batch(step, batch=BATCH, seed=seed)
 
     def aligned(self) -> Supernet:
         """After stage A."""
-        net = Supernet.of(self.checkpoint, self.space, seed=self.seed)
+        net = Supernet.of(self.checkpoint, self.space, dtype=torch.float32, seed=self.seed)
         self._train("a", net, a=STEPS["a"])
         return net
 
@@ -140,7 +143,7 @@ class Bench:
         """An architecture trained by itself from a supernet's weights: its score, and process seconds."""
 
         def trained() -> dict[str, Any]:
-            net = alone(start, genome)
+            net = start.only(genome)
             recipe = Recipe(
                 a=Stage(steps=0, learning_rate=0.0),
                 b=Stage(steps=steps, learning_rate=RATE_B),
@@ -152,20 +155,23 @@ class Bench:
             return {
                 "genome": list(genome),
                 "seconds": spent,
-                "score": _plain(self.scorer(net).scores(np.array([genome]))[0]),
+                "score": _plain(self.scorer(net, choosing=False).scores(np.array([genome]))[0]),
             }
 
         return self.steps.run(name, trained)
 
-    def scorer(self, net: Supernet, *, cache: Path | None = None) -> Scorer:
-        return Scorer(net, self.tasks, self.text, cache=cache)
+    def scorer(self, net: Supernet, *, choosing: bool) -> Scorer:
+        tasks = self.choosing if choosing else self.judging
+        return Scorer(
+            net, tasks, self.text[choosing], cache=self.steps.folder / "scores.sqlite" if choosing else None
+        )
 
     def scores(self, net: Supernet, genomes: Sequence[Genome], *, name: str) -> dict[str, Any]:
         """Scores under a supernet, and process seconds for all."""
 
         def scored() -> dict[str, Any]:
             began = time.process_time()
-            found = self.scorer(net, cache=self.steps.folder / "scores.sqlite").scores(np.array(genomes))
+            found = self.scorer(net, choosing=True).scores(np.array(genomes))
             spent = time.process_time() - began
             return {
                 "genomes": [list(g) for g in genomes],
@@ -176,20 +182,23 @@ class Bench:
         return self.steps.run(name, scored)
 
 
-def alone(net: Supernet, genome: Genome) -> Supernet:
-    """A supernet with a single path, its weights copied."""
-    only = np.zeros_like(net.space.allowed_mask)
-    only[np.arange(len(genome)), list(genome)] = True
-    alternatives = [
-        {c: copy.deepcopy(mixer) for c, mixer in net.alternatives_of(i).items() if c == genome[i]}
-        for i in range(len(genome))
-    ]
-    return Supernet(net.teacher, net.space.only(only), alternatives)
-
-
-def teacher_corpus() -> Any:
-    """The packed text that the shipped teacher was trained on."""
-    raise NotImplementedError
+def packed_corpus(folder: Path, tokenizer: Any) -> PackedCorpus:
+    """The documentation of Python and samples of the abilities, as `hwsearch teacher data` writes them, packed."""
+    if not (folder / "corpus").exists():
+        if not (folder / "samples.jsonl").exists():
+            write_data(folder, seed=7, samples=SAMPLES)
+        sources = [folder / "text.jsonl", folder / "samples.jsonl"]
+        pack(
+            sources,
+            tokenizer=tokenizer,
+            folder=folder / "corpus",
+            length=LENGTH,
+            validation_share=0.05,
+            seed=0,
+        )
+    corpus = PackedCorpus.open(folder / "corpus")
+    corpus.check(tokenizer)
+    return corpus
 
 
 def _plain(score: Score) -> dict[str, float]:
@@ -197,12 +206,6 @@ def _plain(score: Score) -> dict[str, float]:
     return found | {
         f"{task}.{k}": score.value(f"{task}.{k}") for task in score.tasks for k in ("accuracy", "loss")
     }
-
-
-def _hash(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _better(metric: str) -> float:
@@ -288,7 +291,7 @@ def placement(seed: int, folder: Path, teacher: Path) -> None:
     for metric in PLACED_BY:
 
         def searched(metric: str = metric) -> dict[str, Any]:
-            scorer = bench.scorer(net, cache=bench.steps.folder / "scores.sqlite")
+            scorer = bench.scorer(net, choosing=True)
             problem = Problem(
                 bench.space,
                 objectives=(
@@ -307,9 +310,7 @@ def placement(seed: int, folder: Path, teacher: Path) -> None:
     rng = np.random.default_rng(seed)
     at |= {f"random {i}": rng.permutation(layers)[:FULL].tolist() for i in range(RANDOM)}
     for name, where in at.items():
-        genome = np.full(layers, linear)
-        genome[where] = full
-        rivals[name] = tuple(genome.tolist())
+        rivals[name] = tuple(full if i in where else linear for i in range(layers))
     bench.steps.run("rivals", lambda: {name: list(genome) for name, genome in rivals.items()})
     for name, genome in rivals.items():
         same = "".join(map(str, genome))
@@ -343,7 +344,7 @@ def _need(steps: Steps, name: str) -> dict[str, Any]:
 
 def report(work: Path, output: Path | None) -> None:
     """All finished seeds of both targets."""
-    found: dict[str, Any] = {"config": {"steps": STEPS, "batch": BATCH, "items": ITEMS, "alone": ALONE}}
+    found: dict[str, Any] = {"config": CONFIG}
     summaries: Mapping[str, Callable[[Path], dict[str, Any]]] = {
         "ranking": ranking_summary,
         "placement": placement_summary,
@@ -367,8 +368,6 @@ def main() -> None:
     if given.what == "report":
         report(given.work, given.output)
         return
-    from hwsearch.surrogate.teacher import teacher_folder
-
     folder = given.work / given.what / f"seed{given.seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     {"ranking": ranking, "placement": placement}[given.what](

@@ -24,6 +24,7 @@ _COMMANDS = {
     "import": "Import measurements of other tools.",
     "search": "Find architectures that meet budgets.",
     "mixture": "Propose a mixture of data sources from many small runs.",
+    "postnas": "From a checkpoint and budgets to a hybrid architecture with weights.",
     "supernet": "Train mixers beside the frozen attention of a checkpoint.",
     "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
     "teacher": "A tiny pretrained model to try everything on; one ships with the package.",

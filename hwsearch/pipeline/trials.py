@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.pipeline.blocks import path_space
+from hwsearch.pipeline.linear_blocks import path_space
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.surrogate.scoring import Score
 from hwsearch.surrogate.supernet import Supernet
@@ -61,10 +61,8 @@ class Trials:
         found = score.value(self.metric)
         return -found if self.metric.endswith("accuracy") else found
 
-    def trained(
-        self, architecture: Architecture, *, name: str, share: float = 1.0
-    ) -> tuple[Supernet, int, float]:
-        """The candidate after a share of its steps, the tokens it saw, and the seconds that this call trained for."""
+    def trained(self, architecture: Architecture, *, name: str, share: float = 1.0) -> tuple[Supernet, int]:
+        """The candidate after a share of its steps, and the tokens it saw."""
         torch.set_num_threads(self.threads)
         source, recipe = SupernetFolder(self.source), Recipe.of(json.loads(self.recipe))
         net, corpus = self.path(architecture), source.corpus
@@ -77,7 +75,7 @@ class Trials:
             folder=kept,
             until=round(share * (recipe.a.steps + recipe.b.steps)),
         )
-        return net, done.tokens, done.seconds
+        return net, done.tokens
 
     def scored(self, net: Supernet) -> Score:
         """The score of the only path."""
@@ -89,14 +87,9 @@ class Trials:
 def trial(trials: Trials, architecture: str, name: str, share: float) -> dict[str, Any]:
     """Train and score one candidate, given as JSON; what a worker process is asked to do."""
     candidate = Architecture.from_json(architecture, source=name)
-    net, tokens, seconds = trials.trained(candidate, name=name, share=share)
+    net, tokens = trials.trained(candidate, name=name, share=share)
     score = trials.scored(net)
-    return {
-        "value": trials.value(score),
-        "score": score_content(score),
-        "tokens": tokens,
-        "train_seconds": seconds,
-    }
+    return {"value": trials.value(score), "score": score_content(score), "tokens": tokens}
 
 
 def grid_name(genome: Sequence[int]) -> str:
@@ -115,8 +108,10 @@ def judges(source: SupernetFolder, *, first: int, text_rows: int) -> tuple[Encod
 
 
 def score_content(score: Score) -> dict[str, Any]:
-    """A score as JSON values."""
-    return {**asdict(score), "tasks": {name: asdict(task) for name, task in score.tasks.items()}}
+    """A score as JSON values, without the time it took: what a run finds depends on no clock."""
+    content = asdict(score)
+    del content["seconds"]
+    return content
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class GridLoss:
     def __call__(self, genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
         space = _space(self.space)
         name = grid_name(genome)
-        net, _, _ = self.trials.trained(space.decode(genome, name=name), name=name, share=fidelity)
+        net, _ = self.trials.trained(space.decode(genome, name=name), name=name, share=fidelity)
         return self.trials.value(self.trials.scored(net))
 
 

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.genome_gp import GenomeGP
+from hwsearch.search.engine import SearchResult, summary
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import Executor
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
-from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
+from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance, knee
 from hwsearch.search.problem import Additive, Objective, Pairwise, Problem
 from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
@@ -117,6 +118,16 @@ def fidelity_search(
             on_round(run.progress(number))
     if not len(run.archive):
         raise InfeasibleError(explain(problem))
+    if study:
+        found = SearchResult(
+            genomes=run.archive.genomes,
+            objectives=run.archive.objectives,
+            knee=knee(run.archive.objectives),
+            evaluations=run.full,
+            exact=None,
+        )
+        ran = {"solver": "fidelity", "seed": seed, "settings": study.recall("settings")}
+        study.finish(summary(problem, found, ran))
     return FidelityResult(
         genomes=run.archive.genomes,
         objectives=run.archive.objectives,
