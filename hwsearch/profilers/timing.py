@@ -176,7 +176,7 @@ def _warm_up(function: Function, timer: Timer, rule: TimingRule) -> float:
     started = time.monotonic()
     times = [timer.sample_ms(function, calls=1)]
     while (elapsed := time.monotonic() - started) < _PATIENCE * rule.warmup_seconds:
-        if elapsed >= rule.warmup_seconds and min(times[-3:]) <= _STABLE * min(times):
+        if elapsed >= rule.warmup_seconds and len(times) > 2 and min(times[-3:]) <= _STABLE * min(times):
             break
         times.append(timer.sample_ms(function, calls=1))
     return min(times)
