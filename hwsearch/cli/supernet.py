@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SAMPLINGS = ("uniform", "balanced", "feasible")
+TINY_TEACHER = "tiny-teacher"
+_SAMPLES = 5000  # of each ability, beside the documentation of Python
 _ITEMS = 50  # of each task, in the table at the end
 
 
 @click.command("supernet")
-@click.argument("checkpoint", default="tiny-teacher")
+@click.argument("checkpoint", default=TINY_TEACHER)
 @click.option(
     "--data",
     multiple=True,
@@ -44,7 +47,7 @@ _ITEMS = 50  # of each task, in the table at the end
     help="Text: .txt, .md, .jsonl, .parquet, or the folder of a packed corpus; may be repeated.",
 )
 @click.option("--tasks", type=click.Path(path_type=Path, exists=True), help="Task items, jsonl.")
-@click.option("--space", "preset", default="placement", show_default=True, help="A name or a space file.")
+@click.option("--space", "preset", default="postnas-placement", show_default=True, help="A name or a space file.")
 @click.option(
     "--limit",
     "limits",
@@ -108,7 +111,8 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train a supernet of CHECKPOINT: a Qwen2, Qwen3 or Llama folder, or the tiny teacher that ships with hwsearch.
+    """Train a supernet of CHECKPOINT: a Qwen2, Qwen3 or Llama folder, or the tiny teacher that ships with hwsearch,
+    for which text and tasks ship too.
 
     Feed-forward networks, norms, embeddings, head and attention stay as they are. Interrupted, the same command goes on
     where it was. Started by torchrun, each process trains on its own rows.
@@ -117,9 +121,12 @@ def command(
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.surrogate.processes import is_first, joined, wait
     from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings
+    from hwsearch.surrogate.teacher import TASKS, teacher_folder
+    from hwsearch.surrogate.teacher_recipe import TeacherRecipe
     from hwsearch.surrogate.training import Recipe, Stage
 
-    source = Checkpoint(Path(checkpoint))
+    tiny = checkpoint == TINY_TEACHER
+    source = Checkpoint(teacher_folder() if tiny else Path(checkpoint))
     base = source.base
     settings = SupernetSettings(
         recipe=Recipe(
@@ -133,22 +140,34 @@ def command(
             seed=seed,
         ),
         batch=batch,
-        length=length or min(1024, base.max_position_embeddings),
+        length=length or (TeacherRecipe().length if tiny else min(1024, base.max_position_embeddings)),
         dtype=dtype,
         train_attention=train_attention,
     )
-    if not data or tasks is None:
-        raise InputError("a supernet needs text and tasks: give --data and --tasks")
+    if not tiny and (not data or tasks is None):
+        raise InputError(f"a supernet of {checkpoint} needs text and tasks: give --data and --tasks")
     space = _limited(space_named(preset, base), limits)
     folder = SupernetFolder(output)
     with joined(device) as place:
         if is_first():
-            folder.create(checkpoint=source, space=space, sources=data, tasks=tasks, settings=settings)
+            with tempfile.TemporaryDirectory() as made:
+                sources = data or _teacher_text(Path(made), written=folder.exists)
+                items = tasks or source.folder / TASKS
+                folder.create(checkpoint=source, space=space, sources=sources, tasks=items, settings=settings)
         wait()
         trained = _train(folder, place, shown=is_first())
         wait()
         if is_first():
             _report(folder, trained, place, as_json=as_json)
+
+
+def _teacher_text(place: Path, *, written: bool) -> list[Path]:
+    """What the tiny teacher was trained on, made in a folder unless it was packed before."""
+    from hwsearch.surrogate.teacher import write_data
+
+    if not written:
+        write_data(place, seed=0, samples=_SAMPLES)
+    return [place / "text.jsonl", place / "samples.jsonl"]
 
 
 def _losses(texts: Sequence[str]) -> LossWeights:

@@ -151,18 +151,18 @@ class Scorer:
     def _measure(self, genomes: Genomes) -> list[Callable[[float], Score]]:
         """Scores of sorted genomes (n, layers), all but the time."""
         count, device = len(genomes), self.supernet.teacher.device
-        log_probs = np.zeros((count, *self.tasks.tokens_NT.shape))
-        hits = np.zeros((count, *self.tasks.tokens_NT.shape), dtype=np.bool_)
+        scored_NT = self.tasks.completion_NT
+        place_NT = np.cumsum(scored_NT).reshape(scored_NT.shape) - 1  # of a scored token among all of them
+        log_probs = np.zeros((count, scored_NT.sum()))
+        hits = np.zeros(log_probs.shape, dtype=np.bool_)
         for index, tokens in self.tasks.batches(self.rows):
-            ids_BT = torch.from_numpy(tokens).to(device)
-            scored_BT = torch.from_numpy(self.tasks.completion_NT[index, : tokens.shape[1]]).to(device)
-            rows, columns = (x.cpu().numpy() for x in scored_BT.nonzero(as_tuple=True))
-            targets_K = ids_BT[scored_BT]
+            own_BT = scored_NT[index, : tokens.shape[1]]
+            place_K = place_NT[index, : tokens.shape[1]][own_BT]
+            ids_BT, mask_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(own_BT).to(device)
+            targets_K = ids_BT[mask_BT]
             for i, hidden_BTD, _ in self._paths(genomes, ids_BT, features=False):
-                before_KD = hidden_BTD[:, :-1][scored_BT[:, 1:]]
-                found_K, hit_K = self._completions(before_KD, targets_K)
-                log_probs[i, index[rows], columns] = found_K
-                hits[i, index[rows], columns] = hit_K
+                before_KD = hidden_BTD[:, :-1][mask_BT[:, 1:]]
+                log_probs[i, place_K], hits[i, place_K] = self._completions(before_KD, targets_K)
         kl, nll, feature, tokens_seen, text_rows = np.zeros(count), np.zeros(count), np.zeros(count), 0, 0
         for ids_BT in torch.split(self.text_NT.to(device), self.rows):
             teacher: _TeacherText | None = None
@@ -179,7 +179,9 @@ class Scorer:
             text_rows += len(ids_BT)
 
         def finished(i: int) -> Callable[[float], Score]:
-            tasks = self.tasks.score(log_probs[i], hits[i])
+            log_probs_NT, hits_NT = np.zeros(scored_NT.shape), np.zeros(scored_NT.shape, dtype=np.bool_)
+            log_probs_NT[scored_NT], hits_NT[scored_NT] = log_probs[i], hits[i]
+            tasks = self.tasks.score(log_probs_NT, hits_NT)
             return lambda seconds: Score(
                 tasks=tasks,
                 kl=float(kl[i] / tokens_seen),
