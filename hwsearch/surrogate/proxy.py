@@ -38,6 +38,15 @@ class Submits(Protocol):
         ...
 
 
+class _Here:
+    """Runs a task at once, in this thread, so that Ctrl-C reaches it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args))
+        return done
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProxyJob:
     """A candidate, by the genome (layers,) in the space of a supernet folder, and how far to train it.
@@ -125,23 +134,25 @@ def rungs(steps: int, *, candidates: int, halving: int) -> tuple[tuple[int, int]
 def proxy_training(
     jobs: Sequence[ProxyJob],
     *,
-    executor: Submits,
+    executor: Submits | None = None,
     metric: str,
     halving: int = 1,
     on_result: Callable[[ProxyResult], None] | None = None,
 ) -> Mapping[tuple[int, ...], ProxyResult]:
     """Train candidates, the best share 1 / halving of them at every rung further; the last result of each.
 
+    executor: where; None for one after the other in this process.
     metric: of `Score.value`, by which they are compared: accuracies high, others low. Deterministic: results are waited
     for in the order of the jobs.
     """
     found: dict[tuple[int, ...], ProxyResult] = {}
+    place: Submits = executor or _Here()
     alive = list(jobs)
     for count, steps in rungs(jobs[0].recipe.b.steps, candidates=len(jobs), halving=halving):
         if found:
             alive.sort(key=lambda job: found[job.genome].score.cost(metric))
         alive = alive[:count]
-        running = [executor.submit(run_proxy, replace(job, steps=min(steps, job.steps))) for job in alive]
+        running = [place.submit(run_proxy, replace(job, steps=min(steps, job.steps))) for job in alive]
         for job, future in zip(alive, running, strict=True):
             result = future.result()
             found[job.genome] = result

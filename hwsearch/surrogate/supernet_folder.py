@@ -146,15 +146,23 @@ class SupernetFolder:
             raise OutputError(f"{self.folder} is not empty and holds no supernet: name a new folder with -o")
         tokenizer = tokenizer_of(checkpoint)
         read_tasks(tasks)
+        packed = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
+        if packed is not None:
+            given = PackedCorpus.open(packed)
+            given.check(tokenizer)
+            if given.length != settings.length:
+                raise InputError(
+                    f"{packed} has rows of {given.length} tokens, asked for {settings.length}: give --length "
+                    f"{given.length}, or the text itself"
+                )
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.copyfile(tasks, self.folder / _TASKS)
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from None
         corpus = self.folder / _CORPUS
-        if len(sources) == 1 and sources[0].is_dir():
-            PackedCorpus.open(sources[0]).check(tokenizer)
-            shutil.copytree(sources[0], corpus, dirs_exist_ok=True)
+        if packed is not None:
+            shutil.copytree(packed, corpus, dirs_exist_ok=True)
         elif not corpus.exists():
             pack(
                 sources,

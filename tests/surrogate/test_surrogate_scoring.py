@@ -106,13 +106,12 @@ def test_scores_do_not_depend_on_the_company(tmp_path: Path, monkeypatch: pytest
     genomes = np.concatenate((genomes, [net.teacher_genome], genomes[:3]))
     monkeypatch.setattr("hwsearch.surrogate.scoring._GROUP", 10)
     counts: list[tuple[int, int]] = []
-    inside = folder.scorer(net, rows=5)
-    inside.cache = None
+    whole = folder.scorer(net, items=3)
+    inside = Scorer(net, whole.tasks, whole.text_NT, rows=5)
     together = inside.scores(genomes, on_score=lambda done, of: counts.append((done, of)))
     assert counts[-1] == (28, 28)
     for genome, score in zip(genomes, together, strict=True):
-        alone = folder.scorer(net, rows=5)
-        alone.cache = None
+        alone = Scorer(net, whole.tasks, whole.text_NT, rows=5)
         assert without_time(alone.scores(genome[None])[0]) == without_time(score)
     ends = together[24]
     assert ends.kl == pytest.approx(0, abs=1e-6)
