@@ -30,7 +30,7 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
-from hwsearch.pipeline.blocks import block_named, grid_of, grid_space, with_block
+from hwsearch.pipeline.linear_blocks import block_named, grid_of, grid_space, with_block
 from hwsearch.pipeline.search_task import cost_budget, latency_cost, memory_cost
 from hwsearch.pipeline.steps import Steps
 from hwsearch.pipeline.training_cost import path_training
@@ -96,7 +96,7 @@ class Plan:
 
 
 class Postnas:
-    """One run. executor: where candidates are trained. threads: of each. stop: asked after a supernet step."""
+    """One run. executor: where candidates are trained, with so many threads each. stop: asked after each step."""
 
     def __init__(
         self,
@@ -374,7 +374,7 @@ class Postnas:
 
     def _export(self, architecture: Architecture, genome: Sequence[int]) -> Mapping[str, Any]:
         """Architecture and model of the best shape; its scores and the teacher's on the items that chose nothing."""
-        net, _, _ = self._trials.trained(architecture, name=grid_name(genome))
+        net, _ = self._trials.trained(architecture, name=grid_name(genome))
         path = np.array([options[0] for options in net.space.allowed])
         model = self.run / "model"
         if model.exists():
