@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,7 +26,7 @@ _DEFAULTS = {field.name: field.default for field in fields(TeacherRecipe)}
 _SAY_EVERY = 60  # seconds between lines where there is no terminal
 
 
-def _size(name: str, *flags: str, help: str) -> Any:
+def _size(name: str, *flags: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return click.option(
         *flags, name, type=click.IntRange(min=1), default=_DEFAULTS[name], show_default=True, help=help
     )

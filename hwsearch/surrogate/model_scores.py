@@ -73,7 +73,7 @@ def text_loss(model: Any, rows_NT: NDArray[np.int32], *, batch: int = 32) -> flo
             tokens_BT = torch.from_numpy(rows_NT[start : start + batch].astype(np.int64)).to(model.device)
             log_probs_BT, _ = token_scores(model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
             total -= float(log_probs_BT.sum(dtype=torch.float64))
-    return total / (len(rows_NT) * (rows_NT.shape[1] - 1))
+    return total / float(len(rows_NT) * (rows_NT.shape[1] - 1))
 
 
 class _evaluating:

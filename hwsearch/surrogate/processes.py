@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hwsearch.errors import InputError
 
-__all__ = ["is_first", "joined", "wait"]
+__all__ = ["device_named", "is_first", "joined", "wait"]
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def joined(device: str) -> Iterator[torch.device]:
 
     Raises InputError for a device that is not there.
     """
-    chosen = _device(device)
+    chosen = device_named(device)
     if "WORLD_SIZE" not in os.environ:
         yield chosen
         return
@@ -45,7 +45,8 @@ def wait() -> None:
         dist.barrier()
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """A device of PyTorch's by name. Raises InputError for one that is not there."""
     try:
         device = torch.device(name)
     except RuntimeError:

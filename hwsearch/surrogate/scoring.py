@@ -52,6 +52,10 @@ class Score:
     feature_mse: float
     seconds: float
 
+    def cost(self, metric: str) -> float:
+        """The same as `value`, less being better: accuracies count negative."""
+        return self.value(metric) * (-1.0 if metric.endswith("accuracy") else 1.0)
+
     def value(self, metric: str) -> float:
         """One number of the score: TASK.accuracy, TASK.loss, mean_accuracy, mean_loss, kl, perplexity, feature_mse."""
         task, dot, name = metric.rpartition(".")
@@ -137,8 +141,7 @@ class Scorer:
 
     def objective(self, genomes: Genomes, *, metric: str) -> FloatArray:
         """A metric of `Score.value` for genomes (n, layers), as a cost (n,): accuracies count negative."""
-        sign = -1.0 if metric.endswith("accuracy") else 1.0
-        return np.array([sign * score.value(metric) for score in self.scores(genomes)])
+        return np.array([score.cost(metric) for score in self.scores(genomes)])
 
     def _rank(self, genome: Genomes) -> tuple[int, ...]:
         """Sorts genomes by their beginnings, that of the teacher first."""

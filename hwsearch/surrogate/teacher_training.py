@@ -2,7 +2,7 @@
 
 Matrices inside the layers are trained by Muon (momentum orthogonalised by Newton-Schulz steps, `torch.optim.Muon`,
 kellerjordan.github.io/posts/muon), the embedding and the norms by AdamW. The learning rate rises linearly, stays, and
-falls linearly falls linearly to zero (WSD, arXiv 2404.06395). A state holds the weights, both optimisers and the step in one
+falls linearly to zero (WSD, arXiv 2404.06395). A state holds the weights, both optimisers and the step in one
 safetensors file that is replaced atomically; the batch of a step depends on the seed and the step alone. So a run that
 is killed goes on from its last state and ends with the weights it would have had, bit for bit on the same machine and
 number of threads.
