@@ -46,6 +46,7 @@ from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
+from hwsearch.surrogate.layer_scores import LayerScores, layer_scores, linear_choice
 from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings, space_content
 from hwsearch.surrogate.training import Progress, Recipe
@@ -178,8 +179,8 @@ class Postnas:
 
     @property
     def _linear(self) -> int:
-        """The choice that is neither full nor sliding window attention."""
-        return len(self.space.choices) - 1
+        """The choice that stands for linear attention."""
+        return linear_choice(self.space)
 
     def _check_budgets(self) -> None:
         """Whether some block or shape meets the budgets with the softmax layers anywhere."""
@@ -240,21 +241,19 @@ class Postnas:
             self.source.supernet(), items=self.plan.items, text_rows=self.plan.text_rows
         )
 
-    def _importance(self) -> Mapping[str, Any]:
+    def layer_scores(self) -> LayerScores:
+        """What full attention in each layer is worth under the supernet; from the scores kept where there are some."""
         scorer = self._scorer()
-        layers, full = self.space.num_layers, scorer.supernet.teacher_choice
-        linear = np.full(layers, self._linear)
-        teacher = scorer.supernet.teacher_genome
-        only, without = np.tile(linear, (layers, 1)), np.tile(teacher, (layers, 1))
-        only[np.arange(layers), np.arange(layers)] = full
-        without[np.arange(layers), np.arange(layers)] = self._linear
-        scores = scorer.scores(np.concatenate((teacher[None], linear[None], only, without)))
-        content = [score_content(score) for score in scores]
+        return layer_scores(scorer.supernet, scorer, linear=self._linear)
+
+    def _importance(self) -> Mapping[str, Any]:
+        found = self.layer_scores()
+        (self.run / "importance.csv").write_text(found.csv(), encoding="utf-8")
         return {
-            "teacher": content[0],
-            "linear": content[1],
-            "only_full": content[2 : 2 + layers],
-            "only_linear": content[2 + layers :],
+            "teacher": score_content(found.teacher),
+            "linear": score_content(found.linear),
+            "kept": [score_content(score) for score in found.kept],
+            "replaced": [score_content(score) for score in found.replaced],
         }
 
     def _beam(
