@@ -125,6 +125,7 @@ def command(
     import torch
 
     from hwsearch.models.checkpoint import Checkpoint
+    from hwsearch.pipeline.blocks import load_blocks
     from hwsearch.pipeline.models import cost_model_named
     from hwsearch.pipeline.postnas import Plan, Postnas
     from hwsearch.pipeline.postnas_report import write_report
@@ -194,6 +195,7 @@ def command(
             checkpoint=source,
             model=model,
             workload=Workload.from_text(workload, dtype=model.dtype),
+            blocks=load_blocks(Path(device)) if Path(device).is_dir() else None,
             executor=lambda: ProcessExecutor(workers),
             threads=max(torch.get_num_threads() // workers, 1),
             tell=tell,

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.compose import check_dtype, model_cost
+from hwsearch.costmodel.compose import Latency, check_dtype, model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
+from hwsearch.pipeline.blocks import BlockTable, BlockTime
 from hwsearch.pipeline.linear_blocks import block_named, grid_of, grid_space, with_block
 from hwsearch.pipeline.search_task import cost_budget, latency_cost, memory_cost
 from hwsearch.pipeline.steps import Steps
@@ -97,7 +98,11 @@ class Plan:
 
 
 class Postnas:
-    """One run. executor: where candidates are trained, with so many threads each. stop: asked after each step."""
+    """One run.
+
+    blocks: measured whole on the device, which predict latency where they cover it. executor: where candidates are
+    trained, with so many threads each. stop: asked after each step of the supernet.
+    """
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Postnas:
         checkpoint: Checkpoint,
         model: CostModel,
         workload: Workload,
+        blocks: BlockTable | None = None,
         executor: Callable[[], Executor],
         threads: int = 1,
         tell: Tell = lambda _: None,
@@ -118,6 +124,7 @@ class Postnas:
         self.checkpoint = checkpoint
         self.model = model
         self.workload = workload
+        self.blocks = blocks
         self.executor = executor
         self.threads = threads
         self.tell = tell
@@ -210,7 +217,7 @@ class Postnas:
         )
 
     def _problem(self, space: SearchSpace, *, cost: Callable[[Genome], NDArray[np.float64]]) -> Problem:
-        latency = latency_cost(space, self.model, self.workload)
+        latency = latency_cost(space, self.model, self.workload, blocks=self.blocks)
         memory = memory_cost(space, self.workload)
         return Problem(
             space,
@@ -395,14 +402,19 @@ class Postnas:
     def priced(self, architecture: Architecture) -> dict[str, Any]:
         """What the cost model says of an architecture."""
         cost = model_cost(architecture, self.workload, model=self.model)
+        latency: Latency | BlockTime = cost.latency
+        covered = self.blocks is not None and not self.blocks.missing(architecture, self.workload)
+        if self.blocks is not None and covered:
+            latency = self.blocks.predict(architecture, self.workload)
         length, batch = self.plan.supernet.length, self.plan.supernet.batch
         training = path_training(architecture, model=self.model, batch=batch, context=length)
         return {
             "parameters": architecture.parameters,
-            "latency_ms": cost.latency.median_ms,
-            "latency_ms_low": cost.latency.low_ms,
-            "latency_ms_high": cost.latency.high_ms,
-            "throughput_tokens_per_s": cost.throughput_tokens_per_s,
+            "predicted_from": "blocks" if covered else "operators",
+            "latency_ms": latency.median_ms,
+            "latency_ms_low": latency.low_ms,
+            "latency_ms_high": latency.high_ms,
+            "throughput_tokens_per_s": self.workload.tokens / latency.median_ms * 1e3,
             "memory_bytes": cost.memory.total_bytes,
             "cache_bytes_per_sequence": architecture.cache_bytes(
                 self.workload.context, self.workload.element_bytes
