@@ -125,7 +125,9 @@ def train_teacher(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here: train on the CPU")
     if (folder / "config.json").exists():
-        raise OutputError(f"{folder} exists already and holds a model: name another folder with -o, or remove it")
+        raise OutputError(
+            f"{folder} exists already and holds a model: name another folder with -o, or remove it"
+        )
     work = folder / _WORK
     if not (work / "corpus").is_dir():
         _prepare(work, recipe)
