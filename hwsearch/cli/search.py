@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, note, progress
 from hwsearch.cli.search_report import Found
+from hwsearch.cli.search_supernet import search_supernet
 from hwsearch.errors import HwsearchError, InputError
 from hwsearch.pipeline.measured import MeasuredQuality, measured_quality
 from hwsearch.pipeline.models import cost_model_named
@@ -32,12 +33,11 @@ from hwsearch.surrogate.importance import LayerSweep, load_sweep
 __all__ = ["command"]
 
 _MEASURED = 200  # evaluations of a measured quality where nothing else is asked for
+_SCORED = 64  # the same of a supernet, where a predictor chooses them
 
 
 @click.command("search")
-@click.option(
-    "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
-)
+@click.option("--base", help="A name from `hwsearch bases`, a config.json, or a checkpoint folder.")
 @click.option(
     "--space",
     "preset",
@@ -54,7 +54,17 @@ _MEASURED = 200  # evaluations of a measured quality where nothing else is asked
     "--quality",
     required=True,
     help="Layer importance: qwen3-1.7b-sweep, qwen3-4b-sweep, or a CSV with model,layer,task,metric,value,stderr; "
-    "or MODULE:FUNCTION, which evaluates one architecture (docs/studies.md).",
+    "or MODULE:FUNCTION, which evaluates one architecture (docs/studies.md); or the folder of a supernet, whose base "
+    "and space are then searched.",
+)
+@click.option(
+    "--metric",
+    default="mean_loss",
+    show_default=True,
+    help="Of a supernet: TASK.loss, TASK.accuracy, mean_loss, mean_accuracy, kl or perplexity.",
+)
+@click.option(
+    "--items", default=100, show_default=True, type=click.IntRange(min=1), help="Of a supernet: of each task."
 )
 @click.option("--task", "tasks", multiple=True, help="Use only this task of --quality; may be repeated.")
 @click.option(
@@ -88,7 +98,8 @@ _MEASURED = 200  # evaluations of a measured quality where nothing else is asked
 @click.option(
     "--evaluations",
     type=click.IntRange(min=1),
-    help=f"At most so many, in place of --generations; {_MEASURED} by default where quality is measured.",
+    help=f"At most so many, in place of --generations; {_MEASURED} by default where quality is measured, {_SCORED} of "
+    "a supernet.",
 )
 @click.option(
     "--workers",
@@ -104,11 +115,13 @@ _MEASURED = 200  # evaluations of a measured quality where nothing else is asked
 @json_option
 def command(
     *,
-    base: str,
+    base: str | None,
     preset: str,
     placement: str | None,
     device: str,
     quality: str,
+    metric: str,
+    items: int,
     tasks: tuple[str, ...],
     assume: tuple[str, ...],
     workload: str,
@@ -129,10 +142,36 @@ def command(
     Bi-objective evolution; where quality loss adds up over layers, as latency and memory do, the exact optimum is
     found too and the gap to it is printed. The run directory keeps every evaluation: after a kill, the same command
     with --resume, with any number of workers, gives the result that the first would have given.
+
+    With a supernet each score takes a pass over its tasks, so a predictor fitted to those so far chooses what to score
+    next.
     """
     if generations is not None and evaluations is not None:
         raise InputError(f"--generations {generations} and --evaluations {evaluations}: give one of the two")
     model = cost_model_named(device)
+    if (Path(quality) / "supernet.json").is_file():
+        given = {"--base": base, "--placement": placement, "--assume": assume, "--task": tasks}
+        for option in (option for option, value in given.items() if value):
+            raise InputError(f"{option} does not go with a supernet, which has its own base, space and tasks")
+        search_supernet(
+            Path(quality),
+            model=model,
+            workload=workload,
+            budgets=budgets,
+            metric=metric,
+            items=items,
+            evaluations=evaluations or _SCORED,
+            executor=_executor(executor, workers or 1),
+            output=output,
+            resume=resume,
+            seed=seed,
+            as_json=as_json,
+        )
+        return
+    if base is None:
+        raise InputError(
+            "--base is missing: give a name from `hwsearch bases`, or the folder of a checkpoint"
+        )
     chosen = base_named(base)
     task = search_task(
         chosen,

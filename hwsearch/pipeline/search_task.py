@@ -23,7 +23,15 @@ from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
 
-__all__ = ["SearchTask", "Verdict", "search_task"]
+__all__ = [
+    "SearchTask",
+    "Verdict",
+    "cost_budget",
+    "count_limits",
+    "latency_cost",
+    "memory_cost",
+    "search_task",
+]
 
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 
@@ -119,15 +127,15 @@ def search_task(
     )
     space = full.restrict([i for i in range(len(full.choices)) if not by_choice or by_choice[i] is not None])
     shares = tuple(share for share in by_choice if share is not None)
-    for kind, limit in _count_limits(budgets).items():
+    for kind, limit in count_limits(budgets).items():
         if limit.at_least and kind not in space.kinds:
             raise InputError(
                 f"{kind}>={limit.at_least}: {kind} is not in the space"
                 + (f"; include it by --assume {kind}=SHARE" if kind in unknown else "")
             )
         space = space.limit(kind, limit)
-    latency = _latency_cost(space, model, workload)
-    memory = _memory_cost(space, workload)
+    latency = latency_cost(space, model, workload)
+    memory = memory_cost(space, workload)
     if isinstance(quality, LayerSweep):
         loss = Objective("quality_loss", unit="points", cost=Additive(quality.table(shares)))
     else:
@@ -139,7 +147,7 @@ def search_task(
             Objective("latency", unit="ms", cost=latency),
         ),
         budgets=tuple(
-            _budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
+            cost_budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
             for spec in budgets
             if spec.metric in ("latency", "memory", "throughput")
         ),
@@ -189,7 +197,8 @@ def _shares(
     return shares, tuple(missing)
 
 
-def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
+def count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
+    """Of the budgets on numbers of layers, by kind."""
     limits: dict[str, CountLimit] = {}
     for spec in budgets:
         if spec.metric in ("latency", "memory", "throughput"):
@@ -204,7 +213,7 @@ def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
     return limits
 
 
-def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> Additive:
+def latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> Additive:
     """Milliseconds: each choice's layer, plus embedding and LM head."""
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)
@@ -219,7 +228,7 @@ def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> A
     return Additive(np.tile(row, (space.num_layers, 1)), constant=ends.median_ms)
 
 
-def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
+def memory_cost(space: SearchSpace, workload: Workload) -> Additive:
     """Bytes: weights and caches add up over layers, activations are those of the largest layer; logits are extra."""
     base, size = space.base, workload.element_bytes
     outside = Architecture.of_base(base)
@@ -245,7 +254,8 @@ def _up(value: float, digits: int) -> str:
     return f"{math.ceil(value * scale) / scale:.{digits}f}"
 
 
-def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+def cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+    """A budget on latency, memory or throughput as an upper bound on one of two costs. tokens: of the workload."""
     if spec.metric == "memory":
         return Budget(
             "memory",

@@ -27,7 +27,7 @@ from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
 from hwsearch.search.study import Study
 
-__all__ = ["GENERATIONS", "POPULATION", "Progress", "SearchResult", "Solver", "search"]
+__all__ = ["GENERATIONS", "POPULATION", "Progress", "SearchResult", "Solver", "search", "summary"]
 
 Solver = Literal["auto", "exact", "evolve", "beam"]
 POPULATION = 200
@@ -150,7 +150,7 @@ def search(
         )
         if study:
             evaluate(result.genomes)  # for the journal: the exact solver evaluates nothing
-            study.finish(_summary(problem, result, {**engine, "settings": study.recall("settings")}))
+            study.finish(summary(problem, result, {**engine, "settings": study.recall("settings")}))
         return result
     evolution = Evolution(narrowed, population=population, seed=seed)
     reference: FloatArray | None = None
@@ -204,7 +204,7 @@ def search(
     )
     if study:
         run = {**engine, "generations": generations, "settings": study.recall("settings")}
-        study.finish(_summary(problem, result, run))
+        study.finish(summary(problem, result, run))
     return result
 
 
@@ -278,7 +278,7 @@ def _nothing_found(problem: Problem, evolution: Evolution, exact: ExactResult | 
     )
 
 
-def _summary(problem: Problem, result: SearchResult, run: dict[str, Any]) -> dict[str, Any]:
+def summary(problem: Problem, result: SearchResult, run: dict[str, Any]) -> dict[str, Any]:
     """result.json. The caller writes architectures; here stand genomes and objective values."""
     front = [
         {"genome": genome, "objectives": values}

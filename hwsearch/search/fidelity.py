@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.genome_gp import GenomeGP
+from hwsearch.search.engine import SearchResult, summary
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import Executor
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
-from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
+from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance, knee
 from hwsearch.search.problem import Additive, Objective, Pairwise, Problem
 from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
@@ -44,6 +45,7 @@ _POPULATION, _GENERATIONS = (
 _DRAWS = 6  # of the model's tables, each minimised exactly
 _PRIORS = 4  # random objectives whose trade-offs make the first candidates
 _CAUTION = 1.0  # standard deviations below the mean that are hoped for
+_PROBED = 512  # genomes drawn to see whether a space is so small that all of it can be measured
 _PAIRED = 4  # genomes measured at both fidelities before a line is drawn through them
 
 
@@ -116,6 +118,16 @@ def fidelity_search(
             on_round(run.progress(number))
     if not len(run.archive):
         raise InfeasibleError(explain(problem))
+    if study:
+        found = SearchResult(
+            genomes=run.archive.genomes,
+            objectives=run.archive.objectives,
+            knee=knee(run.archive.objectives),
+            evaluations=run.full,
+            exact=None,
+        )
+        ran = {"solver": "fidelity", "seed": seed, "settings": study.recall("settings")}
+        study.finish(summary(problem, found, ran))
     return FidelityResult(
         genomes=run.archive.genomes,
         objectives=run.archive.objectives,
@@ -213,13 +225,28 @@ class _Run:
         return slope, float(y.mean() - slope * x.mean())
 
     def _first(self, count: int) -> Genomes:
-        """Candidates before there is a model: trade-offs of random objectives within the budgets."""
+        """Candidates before there is a model: all where there are no more, else trade-offs of random objectives."""
+        everything = self._small(count)
+        if everything is not None:
+            return everything
         parts = []
         for _ in range(_PRIORS):
             table = Additive(self._rng.normal(size=self.problem.space.allowed_mask.shape))
             pool, _ = self._spread(table, count)
             parts.append(self._rng.permutation(pool)[: -(-count // _PRIORS)])
         return np.unique(np.concatenate(parts), axis=0)[:count]
+
+    def _small(self, count: int) -> Genomes | None:
+        """Everything within the budgets that was not measured yet, where a sample shows no more than `count` of it."""
+        space = self.problem.space
+        found = np.unique(space.sample(_PROBED, rng=np.random.default_rng(0)), axis=0)
+        if len(found) > _PROBED // 8:
+            return None  # too many to be sure that the sample has them all
+        known = {genome for measured in self.found.values() for genome in measured}
+        fits = np.array([tuple(genome) not in known for genome in found.tolist()])
+        for budget in self.problem.budgets:
+            fits &= budget.cost(found) <= budget.at_most
+        return found[fits] if fits.sum() <= count else None
 
     def _spread(
         self, cost: Callable[[Genomes], FloatArray], count: int, more: Genomes | None = None

@@ -76,9 +76,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Ability:
-    """How to draw a training sample, and a held-out item."""
+    """How to draw a training sample, and a held-out item.
 
-    sample: Callable[[Random], Sample]
+    `sample(rng, reach)`: samples get longer with `reach`, from 0 (the shortest) to 1 (as long as items).
+    """
+
+    sample: Callable[[Random, float], Sample]
     item: Callable[[Random], TaskItem]
 
 
@@ -149,18 +152,30 @@ def _hash(*parts: str) -> int:
     return zlib.crc32(repr((_WORLD, *parts)).encode())
 
 
+def _size(rng: Random, low: int, high: int, reach: float) -> int:
+    return rng.randint(low, round(low + (high - low) * reach))
+
+
 def _pairs(rng: Random, count: int) -> dict[str, str]:
     return {key: rng.choice(_VALUES) for key in rng.sample(_KEYS, count)}
 
 
-def _recall(rng: Random) -> Sample:
-    pairs = _pairs(rng, rng.randint(4, 32))
+def _recall(rng: Random, reach: float) -> Sample:
+    pairs = _pairs(rng, _size(rng, 2, 32, reach))
     text = _Text()
-    text.add(",".join(f" {key} {value}" for key, value in pairs.items()) + ";")
-    for key in rng.sample(list(pairs), min(len(pairs), 16)):
-        text.add(f" {key}")
-        text.add(f" {pairs[key]}", answer=True)
-        text.add(",")
+    if rng.random() < 0.5:
+        told: set[str] = set()
+        for key in rng.choices(list(pairs), k=3 * len(pairs)):
+            text.add(f" {key}")
+            text.add(f" {pairs[key]}", answer=key in told)
+            text.add(",")
+            told.add(key)
+    else:
+        text.add(",".join(f" {key} {value}" for key, value in pairs.items()) + ";")
+        for key in rng.sample(list(pairs), len(pairs)):
+            text.add(f" {key}")
+            text.add(f" {pairs[key]}", answer=True)
+            text.add(",")
     return text.sample()
 
 
@@ -184,8 +199,8 @@ def _haystack(rng: Random, *, sentences: int, needles: int) -> tuple[str, dict[s
     return "".join(hay), codes
 
 
-def _needle(rng: Random) -> Sample:
-    hay, codes = _haystack(rng, sentences=rng.randint(1, 14), needles=rng.randint(2, 4))
+def _needle(rng: Random, reach: float) -> Sample:
+    hay, codes = _haystack(rng, sentences=_size(rng, 0, 14, reach), needles=rng.randint(2, 4))
     text = _Text()
     text.add(hay)
     for name in rng.sample(list(codes), len(codes)):
@@ -211,9 +226,9 @@ def _question(rng: Random, relation: _Relation, name: str, ask: int) -> tuple[st
     return f" {relation.asks[ask].format(name=name)}{listed} Answer:", answer
 
 
-def _facts(rng: Random) -> Sample:
+def _facts(rng: Random, reach: float) -> Sample:
     text = _Text()
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(_size(rng, 1, 5, reach)):
         relation, name = rng.choice(_RELATIONS), rng.choice(_NAMES)
         if rng.random() < 0.5:
             before, after = rng.choice(relation.states).format(name=name, value="{value}").split("{value}")
@@ -242,9 +257,9 @@ def _addends(rng: Random, *, held_out: bool) -> tuple[int, int]:
             return a, b
 
 
-def _sums(rng: Random) -> Sample:
+def _sums(rng: Random, reach: float) -> Sample:
     text = _Text()
-    for _ in range(rng.randint(2, 8)):
+    for _ in range(_size(rng, 1, 8, reach)):
         a, b = _addends(rng, held_out=False)
         text.add(f"{a}+{b}=")
         text.add(str(a + b), answer=True)
@@ -257,23 +272,18 @@ def _sums_item(rng: Random) -> TaskItem:
     return TaskItem(f"{a}+{b}=", (str(a + b),), 0)
 
 
-def _copy(rng: Random) -> Sample:
-    letters = "".join(f" {rng.choice(_LETTERS)}" for _ in range(rng.randint(6, 40)))
+def _copy(rng: Random, reach: float) -> Sample:
+    words = "".join(f" {word}" for word in rng.sample(WORDS, _size(rng, 4, 40, reach)))
     text = _Text()
-    text.add(f"{letters} |{letters[:4]}")
-    text.add(letters[4:], answer=True)
+    text.add(f"{words} |")
+    text.add(words, answer=True)
     return text.sample()
 
 
 def _copy_item(rng: Random) -> TaskItem:
-    letters = [rng.choice(_LETTERS) for _ in range(rng.randint(24, 40))]
-    start = rng.randint(4, len(letters) - 4)
-    shown, hidden = letters[:start], letters[start : start + 4]
-    return TaskItem(
-        "".join(f" {x}" for x in letters) + " |" + "".join(f" {x}" for x in shown),
-        ("".join(f" {x}" for x in hidden),),
-        0,
-    )
+    words = [f" {word}" for word in rng.sample(WORDS, rng.randint(24, 40))]
+    start = rng.randint(1, len(words) - 4)
+    return TaskItem("".join([*words, " |", *words[:start]]), ("".join(words[start : start + 4]),), 0)
 
 
 ABILITIES: Mapping[str, Ability] = {
