@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GP", "GPRecipe", "fit_gp"]
+__all__ = ["GP", "LEAST_LEARNED", "Covariance", "GPRecipe", "fit_covariance", "fit_gp"]
 
 FloatArray = NDArray[np.float64]
 
@@ -23,6 +23,7 @@ _BLOCK = 4096
 _JITTER = 1e-6
 _ROUNDS = 3
 _REFINE = 15  # iterations on the hyperparameters in each round of reweighting
+LEAST_LEARNED = 24  # rows, for a covariance that is not the prior's
 _OUTLYING = 3.0  # median residuals: a row this far off is trusted half
 
 
@@ -115,6 +116,11 @@ def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecip
     return GP(*(np.asarray(a, np.float32) for a in (mean, sd, inverse_length, z, weight)))
 
 
+def _prior(width: int) -> FloatArray:
+    """Where the logarithms of length scales (F), signal and noise are expected, one standard deviation each way."""
+    return np.concatenate([np.full(width, np.log(1.5 * np.sqrt(width))), [0.0, np.log(0.2)]])
+
+
 def _learn(
     x: FloatArray, y: FloatArray, trust: FloatArray, *, start: FloatArray | None, iterations: int
 ) -> FloatArray:
@@ -123,7 +129,7 @@ def _learn(
     from scipy.optimize import minimize
 
     width = x.shape[1]
-    prior = np.concatenate([np.full(width, np.log(1.5 * np.sqrt(width))), [0.0, np.log(0.2)]])
+    prior = _prior(width)
 
     def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
         scaled = x * np.exp(-theta[:width])
@@ -186,3 +192,43 @@ def _solve(
         leverage = trust[part] * (solve_triangular(factor[0], kzx, lower=True) ** 2).sum(axis=0)
         left.append((y[part] - kzx.T @ solution) / np.maximum(1 - leverage, 1e-3))
     return signal * solution, np.concatenate(left)
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """What a process expects of a target, and of noise on it: standard deviations, over raw features scaled (F,)."""
+
+    mean: FloatArray
+    sd: FloatArray
+    inverse_length: FloatArray
+    signal: float
+    noise: float
+
+    def between(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
+        """Covariance (p, q) of the noiseless target at features (p, F) and (q, F)."""
+        scaled = (np.clip((x - self.mean) / self.sd, -_CLIP, _CLIP) * self.inverse_length for x in (a, b))
+        return self.signal**2 * _correlation(*scaled)[0]
+
+
+def fit_covariance(
+    features: NDArray[np.float32], target: FloatArray, *, like: NDArray[np.float32], guess: float
+) -> Covariance:
+    """The covariance of a process on features (n, F), target (n,), outlying rows trusted less as in fit_gp.
+
+    Features are scaled by those of `like` (N, F), which stand for all that will be asked. With fewer than
+    LEAST_LEARNED rows it is the prior's, with `guess` for the signal.
+    """
+    mean, sd = like.mean(axis=0, dtype=np.float64), np.maximum(like.std(axis=0, dtype=np.float64), 1e-6)
+    if len(target) < LEAST_LEARNED:
+        theta, scale = _prior(features.shape[1]), guess
+    else:
+        x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
+        scale = float(np.std(target)) + 1e-9
+        y, everything, trust = target / scale, np.arange(len(target)), np.ones(len(target))
+        theta = _learn(x, y, trust, start=None, iterations=_REFINE)
+        for _ in range(_ROUNDS):
+            left = _solve(x, y, trust, everything, theta)[1]
+            trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
+            theta = _learn(x, y, trust, start=theta, iterations=_REFINE)
+    signal, noise = scale * np.exp(theta[-2:])
+    return Covariance(mean, sd, np.exp(-theta[:-2]), float(signal), float(noise))

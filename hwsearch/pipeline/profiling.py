@@ -1,0 +1,303 @@
+"""A profile by a plan: what spaces and workloads ask for, or the default plan, measured into a store.
+
+Several devices of one model share a plan: each has a worker of its own through the executors of the search, and this
+process alone writes to the store.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
+from hwsearch.costmodel.devices import completed, device_reported_as
+from hwsearch.costmodel.model import CostModel
+from hwsearch.errors import DataError, InputError
+from hwsearch.operators import Operator
+from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, check_stop, run_plan
+from hwsearch.pipeline.demand import Demand, demand_of, spread_demand
+from hwsearch.profilers.plan import default_plan
+from hwsearch.profilers.plan_time import overhead_seconds, plan_seconds
+from hwsearch.profilers.run import Progress, profile
+from hwsearch.profilers.store import Store
+from hwsearch.records import DeviceSpec, Environment, Measurement
+from hwsearch.search.executors import ProcessExecutor, WorkerLostError
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.presets import space_named
+from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.workload import Workload
+from hwsearch.searchspace.workload_range import read_workloads
+
+__all__ = ["DEFAULT_POINTS", "Estimate", "Profile", "Profiled"]
+
+DEFAULT_POINTS = 160
+_SPREAD = 2048  # operators of the default plan that random and active choose from
+_PIECE = 4  # operators that a worker is handed at a time, and loses where it dies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiled:
+    """What a profile did: operators asked for, measured in this call, there already, that could not run, left out
+    because they do not fit into memory; how the plan ended; a warning about the machine, or an empty string."""
+
+    asked: int
+    measured: int
+    skipped: int
+    not_ok: int
+    too_large: int
+    outcome: Outcome
+    warning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a profile would do. points: None where only an error or a time says when to stop.
+
+    kinds: kind -> operators asked for that are not measured yet. seconds: of those points, or of the time allowed;
+    None where nobody can say. predicted_by: where the latencies come from, in words.
+    """
+
+    asked: int
+    done: int
+    too_large: int
+    points: int | None
+    kinds: Mapping[str, int]
+    overhead_s: float
+    seconds_per_point: float
+    seconds: float | None
+    predicted_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A plan on one or more devices of the same model. Without a space, the default plan's ranges are asked for.
+
+    devices: cpu or cuda:INDEX. workloads: texts that may hold ranges. source: a cost model to start from.
+    """
+
+    devices: tuple[str, ...]
+    dtype: str
+    plan: Plan
+    stop: Stop
+    seed: int
+    space: str | None = None
+    bases: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    source: CostModel | None = None
+
+    def check(self) -> None:
+        """InputError for what does not go together, before anything is opened or measured."""
+        if len({name.partition(":")[0] for name in self.devices}) > 1:
+            raise InputError(f"--device {', '.join(self.devices)}: several devices must be of one model")
+        if self.space is None and (self.bases or self.workloads):
+            raise InputError("--base and --workload belong to a search space: add --space postnas")
+        if self.space is not None and not (self.bases and self.workloads):
+            raise InputError(
+                "--space needs --base and at least one --workload, for example decode:batch=1..64,context=1k..32k"
+            )
+        check_stop(self.plan, self.stop)
+        self._asked()
+        if self.source is not None and self.plan != "active":
+            raise InputError("--from tells an active plan where to start: add --plan active")
+        if self.source is not None and self.source.dtype != self.dtype:
+            raise InputError(
+                f"the source model is for {self.source.dtype}, and {self.dtype} is to be measured"
+            )
+
+    def demand(self, spec: DeviceSpec) -> tuple[Demand, int]:
+        """What is asked of a device, and how many operators were left out because they do not fit into its memory."""
+        if self.space is None:
+            points = (self.stop.points or DEFAULT_POINTS) if self.plan == "grid" else _SPREAD
+            device_type = self.devices[0].partition(":")[0]
+            return spread_demand(default_plan(device_type, points=int(points), seed=self.seed)), 0
+        whole = demand_of(*self._asked(), device=spec)
+        large = whole.too_large(spec)
+        return whole.without(large), len(large)
+
+    def _asked(self) -> tuple[list[SearchSpace], list[Workload]]:
+        if self.space is None:
+            return [], []
+        spaces = [space_named(self.space, base_named(base)) for base in self.bases]
+        workloads = [each for text in self.workloads for each in read_workloads(text)]
+        return spaces, list(dict.fromkeys(workloads))
+
+    def run(
+        self,
+        store: Store,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_curve: Callable[[CurvePoint], None] | None = None,
+    ) -> Profiled:
+        """Measure into `store` until the plan ends. Raises what `profile` and `run_plan` raise."""
+        from hwsearch.profilers.environment import environment, torch_device
+
+        warning = profile(store, [], device=self.devices[0], dtype=self.dtype, seed=self.seed).warning
+        place = environment(torch_device(self.devices[0]))
+        spec = completed(next(each for each in store.devices() if each.device_name == place.device_name))
+        demand, too_large = self.demand(spec)
+        before = {row.operator for row in _own(store, place, self.dtype)} & set(demand.operators)
+        done, warnings = len(before), [warning]
+        goal = min(len(demand), self.stop.points or len(demand))
+
+        def advance(progress: Progress) -> None:
+            nonlocal done
+            done += 1
+            if on_progress is not None:
+                on_progress(Progress(done=done, total=max(goal, done), measurement=progress.measurement))
+
+        def measure(batch: Sequence[Operator]) -> None:
+            if len(self.devices) > 1:
+                self._share_out(store, batch, spec, advance)
+                return
+            summary = profile(
+                store, batch, device=self.devices[0], dtype=self.dtype, seed=self.seed, on_progress=advance
+            )
+            warnings.append(summary.warning)
+
+        outcome = run_plan(
+            self.plan,
+            demand,
+            read=lambda: _own(store, place, self.dtype),
+            measure=measure,
+            device=spec,
+            dtype=self.dtype,
+            seed=self.seed,
+            stop=self.stop,
+            source=self.source,
+            on_curve=on_curve,
+        )
+        now = [row for row in _own(store, place, self.dtype) if row.operator in set(demand.operators)]
+        new = Counter(row.status == "ok" for row in now if row.operator not in before)
+        return Profiled(
+            asked=len(demand),
+            measured=new[True],
+            skipped=len(before),
+            not_ok=new[False],
+            too_large=too_large,
+            outcome=outcome,
+            warning=next(filter(None, warnings), ""),
+        )
+
+    def _share_out(
+        self,
+        store: Store,
+        batch: Sequence[Operator],
+        spec: DeviceSpec,
+        advance: Callable[[Progress], None],
+    ) -> None:
+        """Measure a batch on all devices, in pieces that go to whichever worker is free."""
+        pieces = [batch[at : at + _PIECE] for at in range(0, len(batch), _PIECE)]
+        on_cpu = self.devices[0] == "cpu"
+        visible = () if on_cpu else _visible(self.devices)
+        with ProcessExecutor(len(self.devices), devices=visible) as executor:
+            running = [
+                executor.submit(
+                    _measure_piece, "cpu" if on_cpu else "cuda:0", self.dtype, self.seed, spec, piece
+                )
+                for piece in pieces
+            ]
+            try:
+                for future in as_completed(running):
+                    rows = future.result()
+                    store.add(rows)
+                    for row in rows:
+                        advance(Progress(done=0, total=0, measurement=row))
+            except WorkerLostError as error:
+                raise DataError(
+                    f"{error}; what was measured is stored: run the same command again"
+                ) from error
+
+    def estimate(self, path: Path) -> Estimate:
+        """What `run` into a store at `path` would do; the store is not touched, and need not exist.
+
+        Latencies are those of the source, else of the model that ships for the device, else its roofline. What a
+        point costs besides is measured on the device by three of them.
+        """
+        from hwsearch.profilers.environment import environment, torch_device
+        from hwsearch.profilers.probe import probe_device
+
+        target = torch_device(self.devices[0])
+        place = environment(target)
+        rows: list[Measurement] = []
+        spec = device_reported_as(place.device_name)
+        if path.exists():
+            with Store.open(path) as store:
+                rows = _own(store, place, self.dtype)
+                spec = next((each for each in store.devices() if each.device_name == place.device_name), spec)
+        spec = spec or probe_device(target, dtype=self.dtype)
+        demand, too_large = self.demand(spec)
+        left = demand.without({row.operator for row in rows})
+        done = len(demand) - len(left)
+        model, said = self._predictor(spec)
+        latency = model.predict(left.operators).median_ms if len(left) else np.empty(0)
+        overhead = (
+            overhead_seconds(
+                left.operators, spec=spec, device=self.devices[0], dtype=self.dtype, seed=self.seed
+            )
+            if len(left)
+            else 0.0
+        )
+        each = plan_seconds(latency, overhead=overhead) / max(len(left), 1) / len(self.devices)
+        points = None
+        if self.plan == "grid" and self.stop.error is None and self.stop.seconds is None:
+            points = len(left)
+        if self.stop.points is not None:
+            points = min(len(left), max(0, int(self.stop.points) - done))
+        seconds = None if points is None else points * each
+        if self.stop.seconds is not None:
+            seconds = self.stop.seconds if seconds is None else min(seconds, self.stop.seconds)
+        return Estimate(
+            asked=len(demand),
+            done=done,
+            too_large=too_large,
+            points=points,
+            kinds=dict(sorted(Counter(one.kind for one in left.operators).items())),
+            overhead_s=overhead,
+            seconds_per_point=each,
+            seconds=seconds,
+            predicted_by=said,
+        )
+
+    def _predictor(self, spec: DeviceSpec) -> tuple[CostModel, str]:
+        if self.source is not None:
+            return self.source, f"the cost model of {self.source.device.name} ({self.source.runtime})"
+        for name in builtin_models():
+            shipped = load_builtin(name)
+            if shipped.device.device_name == spec.device_name:
+                return shipped, f"the shipped cost model {name} ({shipped.runtime})"
+        empty = CostModel(device=spec, runtime="", dtype=self.dtype, source="", seed=self.seed, families={})
+        return empty, f"the roofline of {spec.name}: nothing measured, expect up to several times as long"
+
+
+def _own(store: Store, place: Environment, dtype: str) -> list[Measurement]:
+    """Rows of this model of device under this runtime: what one cost model is fitted on."""
+    return [
+        row
+        for row in store.measurements()
+        if row.dtype == dtype
+        and (row.environment.device_name, row.environment.runtime) == (place.device_name, place.runtime)
+    ]
+
+
+def _visible(devices: Sequence[str]) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES must say for each device, given what it says here."""
+    here = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    indices = [int(name.partition(":")[2] or 0) for name in devices]
+    return tuple(here[index] if here else str(index) for index in indices)
+
+
+def _measure_piece(
+    device: str, dtype: str, seed: int, spec: DeviceSpec, operators: Sequence[Operator]
+) -> list[Measurement]:
+    """In a worker: measure a few operators and hand the rows back."""
+    with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "piece.db", create=True) as store:
+        store.add_device(spec)
+        profile(store, operators, device=device, dtype=dtype, seed=seed)
+        return store.measurements()
