@@ -102,9 +102,14 @@ class _Greedy:
     def take(self) -> tuple[int, float]:
         """The best candidate and its gain; what is left is conditioned on it."""
         total = self.candidate + self.noise
-        # The square root of a variance that falls by g falls by about g over twice the root.
-        slope = (self.weight / (2 * np.sqrt(self.asked))).astype(np.float32)
-        gain = np.einsum("r,rc,rc->c", slope, self.cross, self.cross) / total
+        falls = self.cross**2
+        falls /= total.astype(np.float32)
+        # sqrt(v) - sqrt(v - f) without the difference of nearly equal numbers: f / (sqrt(v) + sqrt(v - f)).
+        roots = self.asked.astype(np.float32)[:, None] - falls
+        np.sqrt(np.maximum(roots, 0, out=roots), out=roots)
+        roots += np.sqrt(self.asked).astype(np.float32)[:, None]
+        falls /= roots
+        gain = self.weight.astype(np.float32) @ falls
         gain[self.taken] = -1.0
         best = int(np.argmax(gain))
         self.taken[best] = True

@@ -23,6 +23,7 @@ _BLOCK = 4096
 _JITTER = 1e-6
 _ROUNDS = 3
 _REFINE = 15  # iterations on the hyperparameters in each round of reweighting
+_NOISE_SHARE = 0.3  # of the signal, where points are chosen
 LEAST_LEARNED = 24  # rows, for a covariance that is not the prior's
 _OUTLYING = 3.0  # median residuals: a row this far off is trusted half
 
@@ -196,32 +197,39 @@ def _solve(
 
 @dataclass(frozen=True)
 class Covariance:
-    """What a process expects of a target, and of noise on it: standard deviations, over raw features scaled (F,)."""
+    """What a process expects of a target before it knows the values: the mean of kernels with different length scales.
+
+    mean, sd (F,): of raw features. inverse_lengths: (F,) each. signal, noise: standard deviations.
+    """
 
     mean: FloatArray
     sd: FloatArray
-    inverse_length: FloatArray
+    inverse_lengths: tuple[FloatArray, ...]
     signal: float
     noise: float
 
     def between(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
         """Covariance (p, q) of the noiseless target at features (p, F) and (q, F)."""
-        scaled = (np.clip((x - self.mean) / self.sd, -_CLIP, _CLIP) * self.inverse_length for x in (a, b))
-        return self.signal**2 * _correlation(*scaled)[0]
+        x, y = (np.clip((rows - self.mean) / self.sd, -_CLIP, _CLIP) for rows in (a, b))
+        kernels = [_correlation(x * inverse, y * inverse)[0] for inverse in self.inverse_lengths]
+        total: FloatArray = self.signal**2 / len(kernels) * np.sum(kernels, axis=0)
+        return total
 
 
 def fit_covariance(
     features: NDArray[np.float32], target: FloatArray, *, like: NDArray[np.float32], guess: float
 ) -> Covariance:
-    """The covariance of a process on features (n, F), target (n,), outlying rows trusted less as in fit_gp.
+    """The covariance to choose points by, from features (n, F) and target (n,), outlying rows trusted less.
 
-    Features are scaled by those of `like` (N, F), which stand for all that will be asked. With fewer than
-    LEAST_LEARNED rows it is the prior's, with `guess` for the signal.
+    Features are scaled by those of `like` (N, F), which stand for all that will be asked. Few rows often look like
+    noise alone, or like a function of one feature, and points chosen by that go astray: half of the kernel keeps the
+    prior's length scales, and signal and noise keep a fixed ratio. With fewer than LEAST_LEARNED rows all is the
+    prior's, and `guess` the signal.
     """
     mean, sd = like.mean(axis=0, dtype=np.float64), np.maximum(like.std(axis=0, dtype=np.float64), 1e-6)
-    if len(target) < LEAST_LEARNED:
-        theta, scale = _prior(features.shape[1]), guess
-    else:
+    prior = _prior(features.shape[1])
+    scale, inverse_lengths = guess, (np.exp(-prior[:-2]),)
+    if len(target) >= LEAST_LEARNED:
         x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
         scale = float(np.std(target)) + 1e-9
         y, everything, trust = target / scale, np.arange(len(target)), np.ones(len(target))
@@ -230,5 +238,5 @@ def fit_covariance(
             left = _solve(x, y, trust, everything, theta)[1]
             trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
             theta = _learn(x, y, trust, start=theta, iterations=_REFINE)
-    signal, noise = scale * np.exp(theta[-2:])
-    return Covariance(mean, sd, np.exp(-theta[:-2]), float(signal), float(noise))
+        inverse_lengths += (np.exp(-theta[:-2]),)
+    return Covariance(mean, sd, inverse_lengths, signal=scale, noise=_NOISE_SHARE * scale)

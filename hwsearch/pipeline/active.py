@@ -135,7 +135,7 @@ def run_plan(
             count = min(count, stop.points - points)
         if stop.seconds is not None:
             # Before anything has been measured nobody knows the pace: a few operators tell it.
-            count = min(count, int((stop.seconds - spent) * here / spent) + 1 if here else _PROBES)
+            count = min(count, int((stop.seconds - spent) * here / max(spent, 1e-9)) + 1 if here else _PROBES)
         if name == "active":
             batch = next_batch(
                 tables, possible, count=count, device=device, size=size, seed=seed, source=source
@@ -171,16 +171,17 @@ def next_batch(
     for kind, (pool, share) in _pools(demand).items():
         table = tables.get(kind, _empty(kind))
         missing = _FIRST - len(table)
-        picks = choose(
-            table,
-            pool,
-            share,
-            count=min(count, missing) if missing > 0 else count,
-            device=device,
-            size=size,
-            seed=seed,
-            source=_lender(source, kind),
-        )
+        with threadpool_limits(limits=1):  # the same sums, and so the same choice, on any number of cores
+            picks = choose(
+                table,
+                pool,
+                share,
+                count=min(count, missing) if missing > 0 else count,
+                device=device,
+                size=size,
+                seed=seed,
+                source=_lender(source, kind),
+            )
         for rank, pick in enumerate(picks):
             turn = rank if missing > 0 else _FIRST
             ranked.append((turn, -pick.gain, Operator(kind, tuple(pool[pick.row].tolist()))))

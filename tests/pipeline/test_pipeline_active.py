@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.builtin_models import load_builtin
+from hwsearch.costmodel.design import choose
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.family import fit_family
-from hwsearch.costmodel.tables import tables_from_measurements
+from hwsearch.costmodel.tables import Table, tables_from_measurements
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator, columns
 from hwsearch.pipeline.active import Outcome, Plan, Stop, next_batch, run_plan
@@ -138,6 +140,53 @@ def test_the_next_batch_depends_on_rows_and_seed_alone() -> None:
     assert set(chosen) <= set(DEMAND.operators)
 
 
+def test_a_source_changes_what_is_chosen_and_is_judged_by_its_transfer() -> None:
+    source = load_builtin("h200-sxm")
+    gemms = DEMAND.without({each for each in DEMAND.operators if each.kind != "gemm"})
+    bench = _Bench()
+    outcome = run_plan(
+        "active",
+        gemms,
+        read=lambda: list(bench.rows),
+        measure=bench.measure,
+        device=DEVICE,
+        dtype="bfloat16",
+        seed=0,
+        stop=Stop(points=16),
+        source=source,
+        clock=lambda: bench.now,
+    )
+    alone = next_batch({}, gemms, count=16, device=DEVICE, size=2, seed=0)
+    assert len(bench.measured) == 16
+    assert set(bench.measured) != set(alone)
+    (before, after) = outcome.curve
+    assert before.error is None
+    assert after.error is not None
+    assert 0 < after.error < 0.2
+
+
+def test_near_duplicates_are_not_chosen_together() -> None:
+    m = [*range(4096, 4096 + 60), 1, 64, 512, 32768]
+    pool = np.array([[rows, 2048, 2048] for rows in m])
+    none = Table("gemm", np.empty((0, 3), np.int64), np.empty(0))
+    share = np.full(len(pool), 1 / len(pool))
+    picks = choose(none, pool, share, count=5, device=DEVICE, size=2, seed=0)
+    assert len({pick.row for pick in picks}) == 5
+    assert sum(pick.row < 60 for pick in picks) <= 2
+    assert choose(none, pool, share, count=100, device=DEVICE, size=2, seed=0)[:5] == picks
+    full = Table("gemm", pool, np.ones(len(pool)))
+    assert choose(full, pool, share, count=5, device=DEVICE, size=2, seed=0) == []
+
+
+def test_what_takes_the_time_is_chosen_first() -> None:
+    pool = np.array([[rows, 2048, 2048] for rows in (1, 2, 4, 8, 2048, 4096, 8192, 16384)])
+    none = Table("gemm", np.empty((0, 3), np.int64), np.empty(0))
+    small, large = (np.where(pool[:, 0] < 100, a, b) for a, b in ((0.24, 0.01), (0.01, 0.24)))
+    first = [choose(none, pool, share, count=1, device=DEVICE, size=2, seed=0)[0] for share in (small, large)]
+    assert pool[first[0].row, 0] < 100 < pool[first[1].row, 0]
+    assert all(pick.gain > 0 for pick in first)
+
+
 def test_every_kind_first_gets_the_rows_that_a_fit_takes() -> None:
     first = next_batch({}, DEMAND, count=32, device=DEVICE, size=2, seed=0)
     assert {kind: sum(each.kind == kind for each in first) for kind in KINDS} == dict.fromkeys(KINDS, 16)
@@ -190,7 +239,7 @@ def test_the_first_rule_that_is_met_ends_a_plan() -> None:
 def test_refusals() -> None:
     for name in ("random", "active"):
         with pytest.raises(InputError, match=f"a {name} plan needs to know when to stop"):
-            _Bench().run(name, stop=Stop())  # type: ignore[arg-type]
+            _Bench().run(name, stop=Stop())
     for stop in (Stop(points=0), Stop(error=-0.1), Stop(seconds=float("nan"))):
         with pytest.raises(InputError, match="must be above 0"):
             _Bench().run("active", stop=stop)
