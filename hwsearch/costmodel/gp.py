@@ -228,7 +228,7 @@ def fit_covariance(
     """
     mean, sd = like.mean(axis=0, dtype=np.float64), np.maximum(like.std(axis=0, dtype=np.float64), 1e-6)
     prior = _prior(features.shape[1])
-    scale, inverse_lengths = guess, (np.exp(-prior[:-2]),)
+    scale, inverse_lengths = guess, [np.exp(-prior[:-2])]
     if len(target) >= LEAST_LEARNED:
         x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
         scale = float(np.std(target)) + 1e-9
@@ -238,5 +238,5 @@ def fit_covariance(
             left = _solve(x, y, trust, everything, theta)[1]
             trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
             theta = _learn(x, y, trust, start=theta, iterations=_REFINE)
-        inverse_lengths += (np.exp(-theta[:-2]),)
-    return Covariance(mean, sd, inverse_lengths, signal=scale, noise=_NOISE_SHARE * scale)
+        inverse_lengths.append(np.exp(-theta[:-2]))
+    return Covariance(mean, sd, tuple(inverse_lengths), signal=scale, noise=_NOISE_SHARE * scale)

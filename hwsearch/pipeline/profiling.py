@@ -146,18 +146,23 @@ class Profile:
         done, warnings = len(before), [warning]
         goal = min(len(demand), self.stop.points or len(demand))
 
-        def advance(progress: Progress) -> None:
+        def advance(row: Measurement) -> None:
             nonlocal done
             done += 1
             if on_progress is not None:
-                on_progress(Progress(done=done, total=max(goal, done), measurement=progress.measurement))
+                on_progress(Progress(done=done, total=max(goal, done), measurement=row))
 
         def measure(batch: Sequence[Operator]) -> None:
             if len(self.devices) > 1:
                 self._share_out(store, batch, spec, advance)
                 return
             summary = profile(
-                store, batch, device=self.devices[0], dtype=self.dtype, seed=self.seed, on_progress=advance
+                store,
+                batch,
+                device=self.devices[0],
+                dtype=self.dtype,
+                seed=self.seed,
+                on_progress=lambda progress: advance(progress.measurement),
             )
             warnings.append(summary.warning)
 
@@ -190,7 +195,7 @@ class Profile:
         store: Store,
         batch: Sequence[Operator],
         spec: DeviceSpec,
-        advance: Callable[[Progress], None],
+        advance: Callable[[Measurement], None],
     ) -> None:
         """Measure a batch on all devices, in pieces that go to whichever worker is free."""
         pieces = [batch[at : at + _PIECE] for at in range(0, len(batch), _PIECE)]
@@ -208,7 +213,7 @@ class Profile:
                     rows = future.result()
                     store.add(rows)
                     for row in rows:
-                        advance(Progress(done=0, total=0, measurement=row))
+                        advance(row)
             except WorkerLostError as error:
                 raise DataError(
                     f"{error}; what was measured is stored: run the same command again"
