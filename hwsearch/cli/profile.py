@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hwsearch.cli.measuring import Measuring, measuring_options
 from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import emit_json, json_option, progress
 from hwsearch.cli.profile_report import estimate_json, print_estimate, print_profiled, profiled_json
@@ -15,7 +16,9 @@ from hwsearch.operators import dtype_bytes
 from hwsearch.pipeline.active import PLANS, CurvePoint, Plan, Stop
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.pipeline.profiling import DEFAULT_POINTS, Profile
+from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.environment import default_dtype, torch_device
+from hwsearch.profilers.rows import subject_of
 from hwsearch.profilers.run import Progress
 from hwsearch.profilers.store import Store
 
@@ -59,12 +62,21 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
     help="A workload of --space, or a range, doubled: decode:batch=1..256,context=1k..128k; may be repeated.",
 )
 @click.option("--from", "start", metavar="MODEL", help="Start from another device's cost model (active).")
+@click.option(
+    "--blocks/--no-blocks",
+    default=True,
+    show_default=True,
+    help="With --space and a grid: also measure its layers whole, each as it runs inside a model.",
+)
 @click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
 @click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it would take.")
+@measuring_options
 @seed_option
 @json_option
 def command(
     *,
+    measuring: Measuring,
+    blocks: bool,
     devices: tuple[str, ...],
     output: Path,
     plan: Plan,
@@ -92,14 +104,23 @@ def command(
     dtype_bytes(dtype)
     task = Profile(
         devices=devices,
-        dtype=dtype,
+        setup=BenchSetup(
+            device=devices[0],
+            dtype=dtype,
+            seed=seed,
+            backend=measuring.backend,
+            execution=measuring.execution,
+            energy=measuring.energy,
+        ),
+        visits=measuring.visits,
+        timeout_s=measuring.timeout_s,
+        blocks=blocks,
         plan=plan,
         stop=Stop(
             points=points,
             error=None if target_error is None else read_percent(target_error),
             seconds=None if duration is None else read_duration(duration),
         ),
-        seed=seed,
         space=space,
         bases=bases,
         workloads=workloads,
@@ -118,7 +139,7 @@ def command(
         error = ""
 
         def advance(done: Progress) -> None:
-            status = f"{error}{done.measurement.operator}"
+            status = f"{error}{subject_of(done.measurement)}"
             bar.update(shown, completed=done.done, total=done.total, status=status)
 
         def judge(point: CurvePoint) -> None:
@@ -126,11 +147,11 @@ def command(
             error = "" if point.error is None else f"error {100 * point.error:.1f}%  "
 
         profiled = task.run(store, on_progress=advance, on_curve=judge)
-        measurements = store.measurements()
+        measurements, whole = store.measurements(), store.blocks()
     if as_json:
-        emit_json(profiled_json(profiled, measurements, plan, output))
+        emit_json(profiled_json(profiled, measurements, whole, plan, output))
     else:
-        print_profiled(profiled, measurements, output)
+        print_profiled(profiled, measurements, whole, output)
 
 
 def read_percent(text: str) -> float:

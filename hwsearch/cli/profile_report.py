@@ -10,13 +10,18 @@ from hwsearch.cli.output import console, milliseconds, note, table
 from hwsearch.operators import KINDS
 from hwsearch.pipeline.active import CurvePoint, Plan
 from hwsearch.pipeline.profiling import Estimate, Profile, Profiled
-from hwsearch.records import Measurement
+from hwsearch.records import Measurement, Sampled
+from hwsearch.searchspace.block import BlockMeasurement
 
 __all__ = ["estimate_json", "print_estimate", "print_profiled", "profiled_json"]
 
 
 def profiled_json(
-    profiled: Profiled, measurements: Sequence[Measurement], plan: Plan, output: Path
+    profiled: Profiled,
+    measurements: Sequence[Measurement],
+    blocks: Sequence[BlockMeasurement],
+    plan: Plan,
+    output: Path,
 ) -> dict[str, Any]:
     """The public keys of a profile; docs/json.md describes them."""
     return {
@@ -34,6 +39,7 @@ def profiled_json(
             for point in profiled.outcome.curve
         ],
         "measurements": len(measurements),
+        "blocks": len(blocks),
         "warning": profiled.warning,
     }
 
@@ -46,12 +52,20 @@ def _percents(point: CurvePoint) -> dict[str, float]:
     return {kind: 100 * error for kind, error in point.by_kind.items()}
 
 
-def print_profiled(profiled: Profiled, measurements: Sequence[Measurement], output: Path) -> None:
+def print_profiled(
+    profiled: Profiled,
+    measurements: Sequence[Measurement],
+    blocks: Sequence[BlockMeasurement],
+    output: Path,
+) -> None:
     """What the store holds, the curve where there is one, and why the plan ended."""
     shown = table(f"{output}", "operator", "rows", "not ok", "fastest ms", "slowest ms")
-    for kind in KINDS:
-        own = [m for m in measurements if m.operator.kind == kind]
-        times = [m.median_ms for m in own if m.status == "ok"]
+    rows: dict[str, list[Sampled]] = {kind: [] for kind in KINDS}
+    for row in measurements:
+        rows[row.operator.kind].append(row)
+    rows["blocks"] = list(blocks)
+    for kind, own in rows.items():
+        times = [row.median_ms for row in own if row.status == "ok"]
         if own:
             shown.add_row(
                 kind,
@@ -95,6 +109,7 @@ def estimate_json(estimate: Estimate, output: Path) -> dict[str, Any]:
         "done": estimate.done,
         "too_large": estimate.too_large,
         "points": estimate.points,
+        "blocks": estimate.blocks,
         "kinds": dict(estimate.kinds),
         "overhead_s": estimate.overhead_s,
         "seconds_per_point": estimate.seconds_per_point,
@@ -116,7 +131,8 @@ def print_estimate(estimate: Estimate, task: Profile) -> None:
         soft_wrap=True,
     )
     points = "until the rule that stops it is met" if estimate.points is None else f"{estimate.points} points"
-    to.print(f"would measure       {points} by the plan {task.plan}", soft_wrap=True)
+    blocks = f", and {estimate.blocks} blocks, whose time is not counted" if estimate.blocks else ""
+    to.print(f"would measure       {points} by the plan {task.plan}{blocks}", soft_wrap=True)
     to.print(
         f"a point             {estimate.seconds_per_point:.2f} s, of which {estimate.overhead_s:.2f} s whatever the "
         "operator (measured now)",

@@ -135,7 +135,8 @@ def run_plan(
             count = min(count, stop.points - points)
         if stop.seconds is not None:
             # Before anything has been measured nobody knows the pace: a few operators tell it.
-            count = min(count, int((stop.seconds - spent) * here / max(spent, 1e-9)) + 1 if here else _PROBES)
+            affordable = int((stop.seconds - spent) * here / max(spent, 1e-9)) if here else _PROBES
+            count = min(count, max(1, affordable))
         if name == "active":
             batch = next_batch(
                 tables, possible, count=count, device=device, size=size, seed=seed, source=source

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,19 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator
 from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, check_stop, run_plan
+from hwsearch.pipeline.blocks import asked_blocks
 from hwsearch.pipeline.demand import Demand, demand_of, spread_demand
+from hwsearch.profilers.bench import Bench, BenchSetup
+from hwsearch.profilers.lock import profiling
 from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.plan_time import overhead_seconds, plan_seconds
-from hwsearch.profilers.run import Progress, profile
+from hwsearch.profilers.rows import Row
+from hwsearch.profilers.run import Progress, Summary, measure_all, open_bench
 from hwsearch.profilers.store import Store
-from hwsearch.records import DeviceSpec, Environment, Measurement
+from hwsearch.records import DeviceSpec, Measurement
 from hwsearch.search.executors import ProcessExecutor, WorkerLostError
 from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.block import Block
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.workload import Workload
@@ -60,14 +65,16 @@ class Profiled:
 class Estimate:
     """What a profile would do. points: None where only an error or a time says when to stop.
 
-    kinds: kind -> operators asked for that are not measured yet. seconds: of those points, or of the time allowed;
-    None where nobody can say. predicted_by: where the latencies come from, in words.
+    blocks: whole layers that a grid also measures. kinds: kind -> operators asked for that are not measured yet.
+    seconds: of the points, or of the time allowed; None where nobody can say. predicted_by: where the latencies come
+    from, in words.
     """
 
     asked: int
     done: int
     too_large: int
     points: int | None
+    blocks: int
     kinds: Mapping[str, int]
     overhead_s: float
     seconds_per_point: float
@@ -79,18 +86,31 @@ class Estimate:
 class Profile:
     """A plan on one or more devices of the same model. Without a space, the default plan's ranges are asked for.
 
-    devices: cpu or cuda:INDEX. workloads: texts that may hold ranges. source: a cost model to start from.
+    devices: cpu or cuda:INDEX. setup: how to measure, for the first of them, its dtype stated. visits, timeout_s: as in
+    profilers/run.py. workloads: texts that may hold ranges. blocks: a grid also measures the space's layers whole.
+    source: a cost model to start from.
     """
 
     devices: tuple[str, ...]
-    dtype: str
+    setup: BenchSetup
     plan: Plan
     stop: Stop
-    seed: int
+    visits: int = 1
+    timeout_s: float | None = None
     space: str | None = None
     bases: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
+    blocks: bool = False
     source: CostModel | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.setup.seed
+
+    @property
+    def dtype(self) -> str:
+        assert self.setup.dtype is not None
+        return self.setup.dtype
 
     def check(self) -> None:
         """InputError for what does not go together, before anything is opened or measured."""
@@ -128,6 +148,18 @@ class Profile:
         workloads = [each for text in self.workloads for each in read_workloads(text)]
         return spaces, list(dict.fromkeys(workloads))
 
+    def layers(self) -> dict[Block, int]:
+        """The blocks that a grid measures, with the memory that their models go through."""
+        found: dict[Block, int] = {}
+        if not self.blocks or self.plan != "grid":
+            return found
+        spaces, workloads = self._asked()
+        own = [each.replace(dtype=self.dtype) for each in workloads]
+        for space in spaces:
+            for block, rotated in asked_blocks(space, own).items():
+                found[block] = max(rotated, found.get(block, 0))
+        return found
+
     def run(
         self,
         store: Store,
@@ -136,41 +168,55 @@ class Profile:
         on_curve: Callable[[CurvePoint], None] | None = None,
     ) -> Profiled:
         """Measure into `store` until the plan ends. Raises what `profile` and `run_plan` raise."""
-        from hwsearch.profilers.environment import environment, torch_device
+        with profiling(store.path), open_bench(self.setup, timeout_s=self.timeout_s) as bench:
+            return self._run(store, bench, on_progress, on_curve)
 
-        warning = profile(store, [], device=self.devices[0], dtype=self.dtype, seed=self.seed).warning
-        place = environment(torch_device(self.devices[0]))
-        spec = completed(next(each for each in store.devices() if each.device_name == place.device_name))
+    def _run(
+        self,
+        store: Store,
+        bench: Bench,
+        on_progress: Callable[[Progress], None] | None,
+        on_curve: Callable[[CurvePoint], None] | None,
+    ) -> Profiled:
+        measure_all(store, bench, ())  # the device's ceilings
+        spec = completed(self._spec(store, bench))
         demand, too_large = self.demand(spec)
-        before = {row.operator for row in _own(store, place, self.dtype)} & set(demand.operators)
-        done, warnings = len(before), [warning]
-        goal = min(len(demand), self.stop.points or len(demand))
+        layers = self.layers()
+        before = {row.operator for row in self._done(store, bench)} & set(demand.operators)
+        goal = min(len(demand), self.stop.points or len(demand)) + len(layers)
+        visits, warnings = self.visits * len(before), list[str]()
 
-        def advance(row: Measurement) -> None:
-            nonlocal done
-            done += 1
+        def advance(row: Row) -> None:
+            nonlocal visits
+            visits += 1
             if on_progress is not None:
-                on_progress(Progress(done=done, total=max(goal, done), measurement=row))
+                total = max(self.visits * goal, visits)
+                on_progress(Progress(done=visits, total=total, measurement=row))
 
-        def measure(batch: Sequence[Operator]) -> None:
-            if len(self.devices) > 1:
-                self._share_out(store, batch, spec, advance)
-                return
-            summary = profile(
+        def measure(batch: Sequence[Operator], blocks: Mapping[Block, int] | None = None) -> Summary:
+            summary = measure_all(
                 store,
+                bench,
                 batch,
-                device=self.devices[0],
-                dtype=self.dtype,
+                blocks=blocks,
                 seed=self.seed,
+                visits=self.visits,
                 on_progress=lambda progress: advance(progress.measurement),
             )
             warnings.append(summary.warning)
+            return summary
+
+        def on_all(batch: Sequence[Operator]) -> None:
+            if len(self.devices) > 1:
+                self._share_out(store, batch, spec, advance)
+            else:
+                measure(batch)
 
         outcome = run_plan(
             self.plan,
             demand,
-            read=lambda: _own(store, place, self.dtype),
-            measure=measure,
+            read=lambda: self._done(store, bench),
+            measure=on_all,
             device=spec,
             dtype=self.dtype,
             seed=self.seed,
@@ -178,41 +224,58 @@ class Profile:
             source=self.source,
             on_curve=on_curve,
         )
-        now = [row for row in _own(store, place, self.dtype) if row.operator in set(demand.operators)]
-        new = Counter(row.status == "ok" for row in now if row.operator not in before)
+        whole = measure((), layers)
+        asked = set(demand.operators)
+        new = [row for row in self._done(store, bench) if row.operator in asked - before]
+        failed = sum(row.status != "ok" for row in new)
         return Profiled(
             asked=len(demand),
-            measured=new[True],
-            skipped=len(before),
-            not_ok=new[False],
+            measured=len(new) - failed + whole.measured,
+            skipped=len(before) + whole.skipped,
+            not_ok=failed + whole.not_ok,
             too_large=too_large,
             outcome=outcome,
             warning=next(filter(None, warnings), ""),
         )
+
+    def _done(self, store: Store, bench: Bench) -> list[Measurement]:
+        """Rows that one cost model is fitted on: of this model of device, measured this way, all visits made."""
+        place = bench.environment
+        return [
+            row
+            for row in store.measurements()
+            if (row.dtype, row.execution, row.kernel_requested)
+            == (bench.dtype, self.setup.execution, self.setup.backend)
+            and (row.environment.device_name, row.environment.runtime) == (place.device_name, place.runtime)
+            and (row.status != "ok" or row.conditions is None or row.conditions.visits >= self.visits)
+        ]
+
+    @staticmethod
+    def _spec(store: Store, bench: Bench) -> DeviceSpec:
+        name = bench.environment.device_name
+        return next(each for each in store.devices() if each.device_name == name)
 
     def _share_out(
         self,
         store: Store,
         batch: Sequence[Operator],
         spec: DeviceSpec,
-        advance: Callable[[Measurement], None],
+        advance: Callable[[Row], None],
     ) -> None:
         """Measure a batch on all devices, in pieces that go to whichever worker is free."""
         pieces = [batch[at : at + _PIECE] for at in range(0, len(batch), _PIECE)]
         on_cpu = self.devices[0] == "cpu"
         visible = () if on_cpu else _visible(self.devices)
         with ProcessExecutor(len(self.devices), devices=visible) as executor:
+            setup = replace(self.setup, device="cpu" if on_cpu else "cuda:0")
             running = [
-                executor.submit(
-                    _measure_piece, "cpu" if on_cpu else "cuda:0", self.dtype, self.seed, spec, piece
-                )
+                executor.submit(_measure_piece, setup, self.visits, self.timeout_s, spec, piece)
                 for piece in pieces
             ]
             try:
                 for future in as_completed(running):
-                    rows = future.result()
-                    store.add(rows)
-                    for row in rows:
+                    for row in future.result():
+                        store.replace(row)
                         advance(row)
             except WorkerLostError as error:
                 raise DataError(
@@ -225,31 +288,24 @@ class Profile:
         Latencies are those of the source, else of the model that ships for the device, else its roofline. What a
         point costs besides is measured on the device by three of them.
         """
-        from hwsearch.profilers.environment import environment, torch_device
-        from hwsearch.profilers.probe import probe_device
-
-        target = torch_device(self.devices[0])
-        place = environment(target)
-        rows: list[Measurement] = []
-        spec = device_reported_as(place.device_name)
-        if path.exists():
-            with Store.open(path) as store:
-                rows = _own(store, place, self.dtype)
-                spec = next((each for each in store.devices() if each.device_name == place.device_name), spec)
-        spec = spec or probe_device(target, dtype=self.dtype)
-        demand, too_large = self.demand(spec)
-        left = demand.without({row.operator for row in rows})
+        with open_bench(self.setup, timeout_s=self.timeout_s) as bench:
+            rows: list[Measurement] = []
+            spec = device_reported_as(bench.environment.device_name)
+            if path.exists():
+                with Store.open(path) as store:
+                    rows = self._done(store, bench)
+                    spec = self._spec(store, bench) if store.devices() else spec
+            spec = spec or bench.probe()
+            demand, too_large = self.demand(spec)
+            left = demand.without({row.operator for row in rows})
+            overhead = (
+                overhead_seconds(left.operators, bench, spec=spec, visits=self.visits) if len(left) else 0.0
+            )
         done = len(demand) - len(left)
         model, said = self._predictor(spec)
         latency = model.predict(left.operators).median_ms if len(left) else np.empty(0)
-        overhead = (
-            overhead_seconds(
-                left.operators, spec=spec, device=self.devices[0], dtype=self.dtype, seed=self.seed
-            )
-            if len(left)
-            else 0.0
-        )
-        each = plan_seconds(latency, overhead=overhead) / max(len(left), 1) / len(self.devices)
+        whole = plan_seconds(latency, overhead=overhead, visits=self.visits)
+        each = whole / max(len(left), 1) / len(self.devices)
         points = None
         if self.plan == "grid" and self.stop.error is None and self.stop.seconds is None:
             points = len(left)
@@ -263,6 +319,7 @@ class Profile:
             done=done,
             too_large=too_large,
             points=points,
+            blocks=len(self.layers()),
             kinds=dict(sorted(Counter(one.kind for one in left.operators).items())),
             overhead_s=overhead,
             seconds_per_point=each,
@@ -281,16 +338,6 @@ class Profile:
         return empty, f"the roofline of {spec.name}: nothing measured, expect up to several times as long"
 
 
-def _own(store: Store, place: Environment, dtype: str) -> list[Measurement]:
-    """Rows of this model of device under this runtime: what one cost model is fitted on."""
-    return [
-        row
-        for row in store.measurements()
-        if row.dtype == dtype
-        and (row.environment.device_name, row.environment.runtime) == (place.device_name, place.runtime)
-    ]
-
-
 def _visible(devices: Sequence[str]) -> tuple[str, ...]:
     """What CUDA_VISIBLE_DEVICES must say for each device, given what it says here."""
     here = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
@@ -299,10 +346,11 @@ def _visible(devices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _measure_piece(
-    device: str, dtype: str, seed: int, spec: DeviceSpec, operators: Sequence[Operator]
+    setup: BenchSetup, visits: int, timeout_s: float | None, spec: DeviceSpec, operators: Sequence[Operator]
 ) -> list[Measurement]:
     """In a worker: measure a few operators and hand the rows back."""
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "piece.db", create=True) as store:
         store.add_device(spec)
-        profile(store, operators, device=device, dtype=dtype, seed=seed)
+        with open_bench(setup, timeout_s=timeout_s) as bench:
+            measure_all(store, bench, operators, seed=setup.seed, visits=visits)
         return store.measurements()

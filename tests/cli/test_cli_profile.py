@@ -9,6 +9,7 @@ import pytest
 from hwsearch.errors import InputError
 from hwsearch.pipeline.active import Stop
 from hwsearch.pipeline.profiling import Profile
+from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.store import Store
 from tests.cli.conftest import Call
 from tests.cli.test_cli_figures import _assert_documented
@@ -99,6 +100,7 @@ def test_nonsense_is_refused_before_a_store_is_made(
 
 
 def test_devices_of_two_kinds_are_refused() -> None:
-    task = Profile(devices=("cpu", "cuda:0"), dtype="float32", plan="grid", stop=Stop(), seed=0)
+    setup = BenchSetup(dtype="float32")
+    task = Profile(devices=("cpu", "cuda:0"), setup=setup, plan="grid", stop=Stop())
     with pytest.raises(InputError, match="must be of one model"):
         task.check()

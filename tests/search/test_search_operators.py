@@ -42,6 +42,9 @@ SPACES: dict[str, Space] = {
     "ordered": replace(
         hybrid(9), orders=(("full_attention", "none"), ("jet_block", "sliding_window_attention"))
     ),
+    "needy": replace(
+        hybrid(9), needs=(("none", "full_attention"), ("sliding_window_attention", "jet_block"))
+    ),
     "wide": preset_named("all", base_named("Qwen3-1.7B").replace(num_layers=5)),
 }
 RULES = {name: Rules(space) for name, space in SPACES.items()}

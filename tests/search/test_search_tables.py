@@ -15,9 +15,9 @@ from hwsearch.search.pareto import non_dominated
 from hwsearch.search.problem import Additive, Budget, Objective, Pairwise, Problem
 from hwsearch.search.programme import Programme
 from hwsearch.search.rules import Rules
-from hwsearch.search.space import FloatArray, GridSpace, Space
+from hwsearch.search.space import GridSpace, Space
 from hwsearch.searchspace.space import CountLimit
-from tests.search.search_problems import everything, hybrid
+from tests.search.search_problems import a_cost, everything, hybrid
 
 
 def a_space(rng: np.random.Generator) -> Space:
@@ -33,27 +33,6 @@ def a_space(rng: np.random.Generator) -> Space:
                 kind, CountLimit(at_least=at_least, at_most=int(rng.integers(at_least, layers + 1)))
             )
     return space
-
-
-def a_cost(rng: np.random.Generator, shape: tuple[int, ...], *, far: bool) -> Additive | Pairwise:
-    """Random tables, sometimes of a few whole numbers so that ties abound."""
-    layers, choices = shape
-
-    def draw(*size: int) -> FloatArray:
-        whole = rng.integers(0, 4, size=size).astype(np.float64)
-        return whole if rough else rng.normal(size=size)
-
-    rough = rng.random() < 0.4
-    form = rng.integers(3)
-    if form == 0 or layers < 2:
-        return Additive(
-            draw(*shape), constant=float(rng.normal()), peak=draw(*shape) if rng.random() < 0.5 else None
-        )
-    if form == 1 or not far:
-        return Pairwise.neighbours(draw(*shape), draw(layers - 1, choices, choices), constant=1.0)
-    pairs = np.array([(i, j) for i in range(layers) for j in range(i + 1, layers) if rng.random() < 0.5])
-    pairs = pairs.reshape(-1, 2).astype(np.int64)
-    return Pairwise(draw(*shape), pairs=pairs, together=draw(len(pairs), choices, choices))
 
 
 def a_problem(seed: int, *, far: bool = False) -> Problem:
@@ -131,7 +110,7 @@ def test_chain_and_programme_agree(seed: int) -> None:
     found = minimise(space, cost, (budget,))
     assert found is not None
     assert found.value is not None
-    outcome = Programme(space, cost, [(budget, time)]).solve(np.zeros(1), 20.0)
+    outcome = Programme(space, cost, [(budget, time)]).solve(20.0)
     assert outcome is not None
     genome, bound, proven = outcome
     assert proven
