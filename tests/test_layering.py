@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"operators"},
     {"records"},
     {"searchspace"},
+    {"genome_gp"},
     {"kernels"},
     {"models"},
     {"profilers", "costmodel", "surrogate", "search"},

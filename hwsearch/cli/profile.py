@@ -6,16 +6,20 @@ from pathlib import Path
 
 import click
 
+from hwsearch.cli.measuring import Measuring, measuring_options
 from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
 from hwsearch.errors import InputError
 from hwsearch.operators import KINDS, Operator
+from hwsearch.pipeline.blocks import asked_blocks
 from hwsearch.pipeline.demand import operators_of
-from hwsearch.profilers.environment import torch_device
+from hwsearch.profilers.environment import default_dtype, torch_device
 from hwsearch.profilers.plan import default_plan
+from hwsearch.profilers.rows import subject_of
 from hwsearch.profilers.run import Progress, profile
 from hwsearch.profilers.store import Store
 from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.block import Block
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload import Workload
 
@@ -39,10 +43,19 @@ __all__ = ["command"]
 @click.option("--base", help="The base model of --space.")
 @click.option("--workload", "workloads", multiple=True, help="A workload of --space; may be repeated.")
 @click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
+@click.option(
+    "--blocks/--no-blocks",
+    default=True,
+    show_default=True,
+    help="With --space: also measure its layers whole, each as it runs inside a model.",
+)
+@measuring_options
 @seed_option
 @json_option
 def command(
     *,
+    measuring: Measuring,
+    blocks: bool,
     device: str,
     output: Path,
     points: int,
@@ -58,15 +71,31 @@ def command(
     What the store already holds is not measured again: interrupt it and call it again to go on.
     """
     operators = _operators(device, points, space, base, workloads, seed)
-    torch_device(device)  # refuses a device that is not there before a store is made
+    target = torch_device(device)  # refuses a device that is not there before a store is made
+    precision = dtype or default_dtype(target.type)
+    layers = _layers(space, base, workloads, precision) if blocks else {}
     with Store.open(output, create=True) as store, progress() as bar:
-        task = bar.add_task("measuring", total=len(operators), status="")
+        task = bar.add_task("measuring", total=None, status="")
 
         def advance(done: Progress) -> None:
-            bar.update(task, completed=done.done, status=str(done.measurement.operator))
+            bar.update(task, completed=done.done, total=done.total, status=str(subject_of(done.measurement)))
 
-        summary = profile(store, operators, device=device, dtype=dtype, seed=seed, on_progress=advance)
+        summary = profile(
+            store,
+            operators,
+            blocks=layers,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            visits=measuring.visits,
+            backend=measuring.backend,
+            execution=measuring.execution,
+            energy=measuring.energy,
+            timeout_s=measuring.timeout_s,
+            on_progress=advance,
+        )
         measurements = store.measurements()
+        whole = store.blocks()
     if as_json:
         emit_json(
             {
@@ -75,6 +104,7 @@ def command(
                 "skipped": summary.skipped,
                 "not_ok": summary.not_ok,
                 "measurements": len(measurements),
+                "blocks": len(whole),
                 "warning": summary.warning,
             }
         )
@@ -91,6 +121,15 @@ def command(
                 milliseconds(min(times)) if times else "-",
                 milliseconds(max(times)) if times else "-",
             )
+    if whole:
+        times = [row.median_ms for row in whole if row.status == "ok"]
+        shown.add_row(
+            "blocks",
+            str(len(whole)),
+            str(len(whole) - len(times)),
+            milliseconds(min(times)) if times else "-",
+            milliseconds(max(times)) if times else "-",
+        )
     console().print(shown)
     if summary.warning:
         note(f"warning: {summary.warning}")
@@ -112,3 +151,11 @@ def _operators(
         )
     chosen = space_named(space, base_named(base))
     return operators_of(chosen, [Workload.from_text(text) for text in workloads])
+
+
+def _layers(space: str | None, base: str | None, workloads: tuple[str, ...], dtype: str) -> dict[Block, int]:
+    """The blocks of a space, with the memory that its models go through; none without a space."""
+    if space is None or base is None:
+        return {}
+    asked = [Workload.from_text(text, dtype=dtype) for text in workloads]
+    return asked_blocks(space_named(space, base_named(base)), asked)

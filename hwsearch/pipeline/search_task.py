@@ -1,4 +1,4 @@
-"""A search problem out of a space, a cost model and measured layer importances, and what explains its answers."""
+"""A search problem out of a space, a cost model and a source of quality, and what explains its answers."""
 
 from __future__ import annotations
 
@@ -13,41 +13,57 @@ from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
+from hwsearch.pipeline.blocks import BlockTable
+from hwsearch.pipeline.measured import MeasuredQuality
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
+from hwsearch.searchspace.block import blocks_of_space
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
 
-__all__ = ["SearchTask", "Verdict", "search_task"]
+__all__ = [
+    "SearchTask",
+    "Verdict",
+    "cost_budget",
+    "count_limits",
+    "latency_cost",
+    "memory_cost",
+    "search_task",
+]
 
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is predicted of one architecture of a search."""
+    """What is known of one architecture of a search.
+
+    points: its quality loss. quality: the prediction that this is, where it is one; None where it was measured.
+    """
 
     architecture: Architecture
     cost: ModelCost
-    quality: QualityLoss
+    points: float
+    quality: QualityLoss | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTask:
     """A search problem, and what is needed to explain its answers.
 
-    shares: of the linear drop that each choice of the space costs. notes: what was left out of the space, and why.
+    shares: of the linear drop that each choice of the space costs; empty where quality is measured. notes: what was
+    left out of the space, and why.
     """
 
     problem: Problem
     space: SearchSpace
     model: CostModel
     workload: Workload
-    sweep: LayerSweep
+    quality: LayerSweep | MeasuredQuality
     shares: tuple[float, ...]
     notes: tuple[str, ...]
 
@@ -64,19 +80,19 @@ class SearchTask:
             "device": self.model.device.name,
             "runtime": self.model.runtime,
             "workload": str(self.workload),
-            "tasks": list(self.sweep.tasks),
+            "tasks": list(self.quality.tasks) if isinstance(self.quality, LayerSweep) else [],
             "shares": list(self.shares),
             "layer_latency_ms": latency.table[0].tolist(),
         }
 
-    def verdict(self, genome: Sequence[int], *, name: str) -> Verdict:
-        """Full predictions for one genome (layers,) of the space."""
+    def verdict(self, genome: Sequence[int], *, name: str, points: float) -> Verdict:
+        """Full predictions for one genome (layers,) of the space, whose quality loss the search knows."""
         architecture = self.space.decode(genome, name=name)
-        return Verdict(
-            architecture=architecture,
-            cost=model_cost(architecture, self.workload, model=self.model),
-            quality=self.sweep.loss([self.shares[choice] for choice in genome]),
-        )
+        predicted = None
+        if isinstance(self.quality, LayerSweep):
+            predicted = self.quality.loss([self.shares[choice] for choice in genome])
+        cost = model_cost(architecture, self.workload, model=self.model)
+        return Verdict(architecture=architecture, cost=cost, points=points, quality=predicted)
 
 
 def search_task(
@@ -85,53 +101,67 @@ def search_task(
     preset: str,
     model: CostModel,
     workload: Workload,
-    sweep: LayerSweep,
+    quality: LayerSweep | MeasuredQuality,
     assumptions: Mapping[str, float],
     budgets: Sequence[BudgetSpec],
     placement: Architecture | None = None,
 ) -> SearchTask:
     """Quality loss against latency over a space (a preset or a file), within budgets.
 
-    Choices for which there is neither data nor an assumption are left out of the space, with a note. Budgets on
-    counts become limits of the space, the others upper bounds on additive costs. With a placement the softmax
-    attention stays where that architecture has it.
+    Choices for which a sweep has no data and nothing is assumed are left out of the space, with a note; measured
+    quality knows them all. Budgets on counts become limits of the space, the others upper bounds on additive costs.
+    With a placement the softmax attention stays where that architecture has it.
     """
     check_dtype(model, workload)
     full = space_named(preset, base)
     if placement is not None:
         full = full.placed_as(placement)
-    by_choice, unknown = _shares(full, assumptions)
+    by_choice: Sequence[float | None] = ()
+    unknown: tuple[str, ...] = ()
+    if isinstance(quality, LayerSweep):
+        by_choice, unknown = _shares(full, assumptions)
+    elif assumptions:
+        raise InputError(f"--assume states what a sweep does not know: leave it out with {quality.source}")
     notes = tuple(
         f"{name} is left out of the space: the sweep has no data on it; to include it, state what it costs as a "
         f"share of the linear drop, for example --assume {name}=0.5"
         for name in unknown
     )
-    space = full.restrict([i for i, share in enumerate(by_choice) if share is not None])
+    space = full.restrict([i for i in range(len(full.choices)) if not by_choice or by_choice[i] is not None])
     shares = tuple(share for share in by_choice if share is not None)
-    for kind, limit in _count_limits(budgets).items():
+    for kind, limit in count_limits(budgets).items():
         if limit.at_least and kind not in space.kinds:
             raise InputError(
                 f"{kind}>={limit.at_least}: {kind} is not in the space"
                 + (f"; include it by --assume {kind}=SHARE" if kind in unknown else "")
             )
         space = space.limit(kind, limit)
-    latency = _latency_cost(space, model, workload)
-    memory = _memory_cost(space, workload)
-    quality = Additive(sweep.table(shares))
+    latency = latency_cost(space, model, workload)
+    memory = memory_cost(space, workload)
+    if isinstance(quality, LayerSweep):
+        loss = Objective("quality_loss", unit="points", cost=Additive(quality.table(shares)))
+    else:
+        loss = Objective("quality_loss", unit="points", cost=quality.cost(space), tier="expensive")
     problem = Problem(
         space=space,
         objectives=(
-            Objective("quality_loss", unit="points", cost=quality),
+            loss,
             Objective("latency", unit="ms", cost=latency),
         ),
         budgets=tuple(
-            _budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
+            cost_budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
             for spec in budgets
             if spec.metric in ("latency", "memory", "throughput")
         ),
     )
     return SearchTask(
-        problem=problem, space=space, model=model, workload=workload, sweep=sweep, shares=shares, notes=notes
+        problem=problem,
+        space=space,
+        model=model,
+        workload=workload,
+        quality=quality,
+        shares=shares,
+        notes=notes,
     )
 
 
@@ -169,7 +199,8 @@ def _shares(
     return shares, tuple(missing)
 
 
-def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
+def count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
+    """Of the budgets on numbers of layers, by kind."""
     limits: dict[str, CountLimit] = {}
     for spec in budgets:
         if spec.metric in ("latency", "memory", "throughput"):
@@ -184,8 +215,17 @@ def _count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
     return limits
 
 
-def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> Additive:
-    """Milliseconds: each choice's layer, plus embedding and LM head."""
+def latency_cost(
+    space: SearchSpace, model: CostModel, workload: Workload, *, blocks: BlockTable | None = None
+) -> Additive:
+    """Milliseconds: each choice's layer, plus embedding and LM head.
+
+    From blocks measured whole where they cover every choice at the workload, else from operators.
+    """
+    asked = blocks_of_space(space, [workload])
+    if blocks and all(block in blocks.times for block in asked):
+        frame, *measured = (blocks.times[block].median_ms for block in asked)
+        return Additive(np.tile(np.array(measured), (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)
     *layers, ends = latency_of(
@@ -199,7 +239,7 @@ def _latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> A
     return Additive(np.tile(row, (space.num_layers, 1)), constant=ends.median_ms)
 
 
-def _memory_cost(space: SearchSpace, workload: Workload) -> Additive:
+def memory_cost(space: SearchSpace, workload: Workload) -> Additive:
     """Bytes: weights and caches add up over layers, activations are those of the largest layer; logits are extra."""
     base, size = space.base, workload.element_bytes
     outside = Architecture.of_base(base)
@@ -225,7 +265,8 @@ def _up(value: float, digits: int) -> str:
     return f"{math.ceil(value * scale) / scale:.{digits}f}"
 
 
-def _budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+def cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+    """A budget on latency, memory or throughput as an upper bound on one of two costs. tokens: of the workload."""
     if spec.metric == "memory":
         return Budget(
             "memory",
