@@ -50,7 +50,7 @@ class SupernetSettings:
     """How a supernet is trained. batch: rows; length: their tokens; dtype: of all weights, the checkpoint's if None."""
 
     recipe: Recipe = field(default_factory=Recipe)
-    batch: int = 16
+    batch: int = 8
     length: int = 1024
     dtype: str | None = None
     train_attention: bool = False
