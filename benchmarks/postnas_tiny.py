@@ -63,7 +63,7 @@ ALONE, FITTED, JUDGED = (
 )  # architectures trained alone; scored for the predictor; scored to judge it
 STEPS = {"a": 120, "b": 168}
 BATCH, LENGTH, SAMPLES = 8, 128, 2500
-CHOOSING, JUDGING = (20, 8), (60, 24)  # items of each task, rows of text
+CHOOSING, JUDGING = (16, 8), (60, 24)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
