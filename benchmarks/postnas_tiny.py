@@ -62,7 +62,8 @@ ALONE, FITTED, JUDGED = (
     120,
 )  # architectures trained alone; scored for the predictor; scored to judge it
 STEPS = {"a": 120, "b": 168}
-BATCH, LENGTH, ITEMS, TEXT_ROWS, SAMPLES = 8, 128, 60, 16, 2500
+BATCH, LENGTH, SAMPLES = 8, 128, 2500
+CHOOSING, JUDGING = (20, 8), (60, 24)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
@@ -75,8 +76,8 @@ CONFIG = [
     STEPS,
     BATCH,
     LENGTH,
-    ITEMS,
-    TEXT_ROWS,
+    CHOOSING,
+    JUDGING,
     SAMPLES,
     RATE_A,
     RATE_B,
@@ -106,12 +107,12 @@ class Bench:
         tokenizer = tokenizer_of(self.checkpoint)
         corpus = packed_corpus(folder.parents[1] / "data", tokenizer)
         # What chooses and what judges share no item and no text.
-        self.choosing, self.judging = (
-            EncodedTasks.of(held_out_tasks(seed=100 * seed + k, items=ITEMS), tokenizer, max_length=512)
-            for k in (1, 2)
-        )
-        text = torch.from_numpy(corpus.validation[: 2 * TEXT_ROWS].astype(np.int64))
-        self.text = {True: text[:TEXT_ROWS], False: text[TEXT_ROWS:]}
+        self.tasks, self.text = {}, {}
+        rows = corpus.validation.astype(np.int64)
+        for choosing, (items, count) in ((True, CHOOSING), (False, JUDGING)):
+            tasks = held_out_tasks(seed=100 * seed + choosing, items=items)
+            self.tasks[choosing] = EncodedTasks.of(tasks, tokenizer, max_length=512)
+            self.text[choosing] = torch.from_numpy(rows[:count] if choosing else rows[-count:])
         self.batches: Batches = lambda step: corpus.batch(step, batch=BATCH, seed=seed)
 
     def aligned(self) -> Supernet:
@@ -161,10 +162,8 @@ class Bench:
         return self.steps.run(name, trained)
 
     def scorer(self, net: Supernet, *, choosing: bool) -> Scorer:
-        tasks = self.choosing if choosing else self.judging
-        return Scorer(
-            net, tasks, self.text[choosing], cache=self.steps.folder / "scores.sqlite" if choosing else None
-        )
+        cache = self.steps.folder / "scores.sqlite" if choosing else None
+        return Scorer(net, self.tasks[choosing], self.text[choosing], cache=cache)
 
     def scores(self, net: Supernet, genomes: Sequence[Genome], *, name: str) -> dict[str, Any]:
         """Scores under a supernet, and process seconds for all."""

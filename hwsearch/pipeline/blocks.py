@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,12 +49,16 @@ class BlockTime:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTable:
-    """Measured blocks of one device under one runtime, backend and execution."""
+    """Measured blocks of one device under one runtime, backend and execution.
+
+    reference_ms: the drift reference while they were measured; None where nobody timed it.
+    """
 
     device_name: str
     runtime: str
     backend: str
     execution: Execution
+    reference_ms: float | None
     times: Mapping[Block, BlockTime]
 
     @classmethod
@@ -73,9 +78,16 @@ class BlockTable:
             listed = "; ".join(", ".join(setup) for setup in sorted(setups))
             raise DataError(f"{source} holds blocks of {listed}: keep them in stores of their own")
         ((device_name, runtime, backend, execution),) = setups
-        times = {row.block: _time(row) for row in usable}
+        references = [
+            row.conditions.reference_ms for row in usable if row.conditions and row.conditions.reference_ms
+        ]
         return cls(
-            device_name=device_name, runtime=runtime, backend=backend, execution=execution, times=times
+            device_name=device_name,
+            runtime=runtime,
+            backend=backend,
+            execution=execution,
+            reference_ms=statistics.median(references) if references else None,
+            times={row.block: _time(row) for row in usable},
         )
 
     @property
@@ -111,6 +123,7 @@ class BlockTable:
             "runtime": self.runtime,
             "backend": self.backend,
             "execution": self.execution,
+            "reference_ms": self.reference_ms,
             "blocks": [
                 {
                     "block": block.model_dump(mode="json", exclude_none=True),
@@ -140,7 +153,7 @@ class BlockTable:
                 )
                 for entry in content["blocks"]
             }
-            names = ("device_name", "runtime", "backend", "execution")
+            names = ("device_name", "runtime", "backend", "execution", "reference_ms")
             return cls(times=times, **{name: content[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):

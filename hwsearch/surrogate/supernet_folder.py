@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.models.checkpoint import Checkpoint
-from hwsearch.searchspace.architecture import LayerSpec
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.constraints import CountLimit, Pattern
-from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.space import Genomes, SearchSpace
 from hwsearch.surrogate.corpus import PackedCorpus, pack
 from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.supernet import Supernet, hash_tensors
@@ -146,15 +146,23 @@ class SupernetFolder:
             raise OutputError(f"{self.folder} is not empty and holds no supernet: name a new folder with -o")
         tokenizer = tokenizer_of(checkpoint)
         read_tasks(tasks)
+        packed = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
+        if packed is not None:
+            given = PackedCorpus.open(packed)
+            given.check(tokenizer)
+            if given.length != settings.length:
+                raise InputError(
+                    f"{packed} has rows of {given.length} tokens, asked for {settings.length}: give --length "
+                    f"{given.length}, or the text itself"
+                )
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.copyfile(tasks, self.folder / _TASKS)
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from None
         corpus = self.folder / _CORPUS
-        if len(sources) == 1 and sources[0].is_dir():
-            PackedCorpus.open(sources[0]).check(tokenizer)
-            shutil.copytree(sources[0], corpus, dirs_exist_ok=True)
+        if packed is not None:
+            shutil.copytree(packed, corpus, dirs_exist_ok=True)
         elif not corpus.exists():
             pack(
                 sources,
@@ -238,15 +246,30 @@ class SupernetFolder:
         return trained
 
     def write(self, supernet: Supernet, trained: Trained) -> None:
-        """Keep trained mixers and what their training did."""
-        path = self.folder / _WEIGHTS
-        weights = {
-            name: value.cpu().contiguous() for name, value in supernet.alternatives.state_dict().items()
-        }
+        """Keep trained mixers and what their training did; the state of the training goes."""
         self._write_about({**self.about, "training": asdict(trained)})
-        save_file(weights, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        self._write_weights(supernet)
         (self.folder / _STATE).unlink(missing_ok=True)
+
+    def write_path(self, path: Supernet, trained: Trained, *, source: SupernetFolder) -> None:
+        """Keep one path of another folder's supernet that was trained further: its mixers without data or scores."""
+        about = source.about
+        del about["sources"]
+        self._write_about({**about, "space": space_content(path.space), "training": asdict(trained)})
+        self._write_weights(path)
+
+    def genome_of(self, architecture: Architecture) -> Genomes:
+        """The genome (layers,) of an architecture whose layers the supernet has, whatever the rules of its space.
+
+        Raises InputError where it lacks one.
+        """
+        space = self.space
+        loose = replace(space, limits={}, patterns=(), ties=(), forbidden=frozenset(), orders=())
+        try:
+            return loose.encode(architecture)
+        except InputError as error:
+            kinds = ", ".join(f"{layer.mixer.kind} {layer.mixer.label}".strip() for layer in space.choices)
+            raise InputError(f"{error}; the supernet in {self.folder} has {kinds}") from None
 
     def tasks(self, *, items: int | None = None) -> tuple[Task, ...]:
         """The tasks, with at most the first `items` of each."""
@@ -265,6 +288,14 @@ class SupernetFolder:
         encoded = EncodedTasks.of(self.tasks(items=items), tokenizer, max_length=limit)
         text_NT = torch.from_numpy(self.corpus.validation[:text_rows].astype("int64"))
         return Scorer(supernet, encoded, text_NT, rows=rows, cache=self.folder / _SCORES)
+
+    def _write_weights(self, supernet: Supernet) -> None:
+        path = self.folder / _WEIGHTS
+        weights = {
+            name: value.cpu().contiguous() for name, value in supernet.alternatives.state_dict().items()
+        }
+        save_file(weights, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
 
     def _write_about(self, content: Mapping[str, Any]) -> None:
         path = self.folder / _ABOUT

@@ -158,7 +158,7 @@ def test_blocks_are_measured_and_kept(tmp_path: Path) -> None:
         assert row.conditions is not None
         assert row.conditions.visits == len(row.conditions.visit_ms) >= 2
         assert row.state_bytes is not None
-        assert row.key in {key for key in _keys(path)}
+        assert row.key in _keys(path)
     softmax = next(r for r in rows if r.block.part == "full_attention" and r.block.workload == _DECODE)
     assert softmax.kernel == "torch"
 
