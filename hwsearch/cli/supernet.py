@@ -71,7 +71,7 @@ _ITEMS = 50  # of each task, in the table at the end
 @click.option("--steps-b", default=200, show_default=True, type=click.IntRange(min=0), help="Path steps.")
 @click.option("--lr-a", default=2e-3, show_default=True, type=click.FloatRange(min=0, min_open=True))
 @click.option("--lr-b", default=1e-3, show_default=True, type=click.FloatRange(min=0, min_open=True))
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(min=1), help="Rows.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Rows.")
 @click.option("--length", type=click.IntRange(min=2), help="Tokens of a row; default: 1024 or what fits.")
 @click.option(
     "--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Batches of a step."

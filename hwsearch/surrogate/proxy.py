@@ -64,12 +64,6 @@ class ProxyJob:
     device: str = "cpu"
     checkpoint: Path | None = None
 
-    @property
-    def folder(self) -> Path:
-        """The candidate's own folder: the same candidate and recipe go on where they were."""
-        text = json.dumps([self.genome, asdict(self.recipe)])
-        return self.output / hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyResult:
@@ -98,25 +92,28 @@ def run_proxy(job: ProxyJob) -> ProxyResult:
     """Train a candidate up to the job's steps, from wherever it is, and score it."""
     source = SupernetFolder(job.supernet, checkpoint=job.checkpoint)
     single = source.supernet(device=job.device).only(job.genome)
-    job.folder.mkdir(parents=True, exist_ok=True)
+    # By what decides the outcome: the same candidate goes on where it was, another supernet's starts anew.
+    identity = json.dumps([source.weights_hash, job.genome, asdict(job.recipe)])
+    folder = job.output / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
     corpus, batch = source.corpus, source.settings.batch
     trained = train(
         single,
         lambda number: corpus.batch(number, batch=batch, seed=job.recipe.seed),
         job.recipe,
-        folder=job.folder,
+        folder=folder,
         until=job.steps,
     )
     scorer = source.scorer(single, items=job.items, text_rows=job.text_rows)
     score = scorer.scores(np.array([job.genome]))[0]
-    SupernetFolder(job.folder).write_path(single, trained, source=source)
+    SupernetFolder(folder).write_path(single, trained, source=source)
     return ProxyResult(
         genome=job.genome,
         steps=job.steps,
         tokens=trained.tokens,
         seconds=trained.seconds,
         score=score,
-        folder=job.folder,
+        folder=folder,
     )
 
 
