@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from hwsearch.cli.importance import plot_importance
 from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
-from hwsearch.errors import InputError
+from hwsearch.errors import DependencyError, InputError
 from hwsearch.models import require_transformers
 from hwsearch.operators import DTYPE_BYTES
 from hwsearch.searchspace.budget import COUNTED_KINDS, parse_budget
@@ -27,7 +28,7 @@ _BLOCKS = "gated_delta_net,jet_block,gla"
 
 
 @click.command("postnas")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @device_option
 @workload_option
 @click.option(
@@ -44,7 +45,9 @@ _BLOCKS = "gated_delta_net,jet_block,gla"
     help="Text: .txt, .md, .jsonl, .parquet, or the folder of a packed corpus; may be repeated.",
 )
 @click.option(
-    "--tasks", required=True, type=click.Path(path_type=Path, exists=True), help="Task items, jsonl."
+    "--tasks",
+    type=click.Path(path_type=Path, exists=True),
+    help="Task items, jsonl; default: tasks.jsonl in the checkpoint's folder.",
 )
 @click.option(
     "--full",
@@ -87,12 +90,12 @@ _BLOCKS = "gated_delta_net,jet_block,gla"
 @json_option
 def command(
     *,
-    checkpoint: Path,
+    checkpoint: str,
     device: str,
     workload: str,
     budgets: tuple[str, ...],
     data: tuple[Path, ...],
-    tasks: Path,
+    tasks: Path | None,
     full: int | None,
     windows: int | None,
     blocks: str,
@@ -114,19 +117,21 @@ def command(
 ) -> None:
     """Find where CHECKPOINT needs full attention, which linear block it takes, and in which shape, within budgets.
 
-    Supernet, importance, placement of full attention and of sliding windows, choice of the block, hardware-aware grid,
-    export. Each step is kept in the run directory: after a kill the same command goes on. docs/postnas.md explains
-    the steps.
+    CHECKPOINT is a Qwen2, Qwen3 or Llama folder, or tiny-teacher, which ships with hwsearch. Supernet, importance,
+    placement of full attention and of sliding windows, choice of the block, hardware-aware grid, export: each step is
+    kept in the run directory, and after a kill the same command goes on. docs/postnas.md explains the steps.
     """
     require_transformers(purpose="hwsearch postnas")
     import torch
 
     from hwsearch.models.checkpoint import Checkpoint
+    from hwsearch.pipeline.blocks import load_blocks
     from hwsearch.pipeline.models import cost_model_named
     from hwsearch.pipeline.postnas import Plan, Postnas
     from hwsearch.pipeline.postnas_report import write_report
     from hwsearch.search.executors import ProcessExecutor
     from hwsearch.surrogate.supernet_folder import SupernetSettings
+    from hwsearch.surrogate.teacher import TASKS, teacher_folder
     from hwsearch.surrogate.training import Recipe, Stage
 
     bounds = tuple(parse_budget(text) for text in budgets)
@@ -135,13 +140,16 @@ def command(
             raise InputError(
                 f"budget {bound.text!r}: say how many layers of which kind by --full and --windows"
             )
-    source = Checkpoint(checkpoint)
+    source = Checkpoint(teacher_folder() if checkpoint == "tiny-teacher" else Path(checkpoint))
     base = source.base
+    asked = tasks or source.folder / TASKS
+    if not asked.is_file():
+        raise InputError(f"{source.folder} has no {TASKS} beside it: name a file of task items by --tasks")
     model = cost_model_named(device)
     count = full or max(base.num_layers // 12, 2)
     plan = Plan(
         sources=data,
-        tasks=tasks,
+        tasks=asked,
         full=count,
         windows=count if windows is None else windows,
         blocks=tuple(name.strip() for name in blocks.split(",")),
@@ -187,13 +195,20 @@ def command(
             checkpoint=source,
             model=model,
             workload=Workload.from_text(workload, dtype=model.dtype),
+            blocks=load_blocks(Path(device)) if Path(device).is_dir() else None,
             executor=lambda: ProcessExecutor(workers),
             threads=max(torch.get_num_threads() // workers, 1),
             tell=tell,
             on_step=advance,
         )
         found = postnas.go()
-    report = write_report(postnas, found)
+    heatmap: str | None = "importance.png"
+    try:
+        plot_importance(postnas.layer_scores(), path=output / "importance.png")
+    except DependencyError as error:
+        heatmap = None
+        note(f"no heatmap: {error}")
+    report = write_report(postnas, found, heatmap=heatmap)
     if as_json:
         emit_json(_json(postnas, found))
     else:

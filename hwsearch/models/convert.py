@@ -40,7 +40,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 class LayerOrigin:
     """Where the parameters of a layer come from, by their names inside it.
 
-    inherited: copied. mapped: computed from the checkpoint's attention. new: initialised.
+    inherited: copied. mapped: computed from the checkpoint's attention. new: initialised. trained: in a supernet.
     """
 
     index: int
@@ -48,6 +48,7 @@ class LayerOrigin:
     inherited: tuple[str, ...]
     mapped: tuple[str, ...]
     new: tuple[str, ...]
+    trained: tuple[str, ...] = ()
 
 
 def build_model(

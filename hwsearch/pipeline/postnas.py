@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.compose import check_dtype, model_cost
+from hwsearch.costmodel.compose import Latency, check_dtype, model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
-from hwsearch.pipeline.blocks import block_named, grid_of, grid_space, with_block
+from hwsearch.pipeline.blocks import BlockTable, BlockTime
+from hwsearch.pipeline.linear_blocks import block_named, grid_of, grid_space, with_block
 from hwsearch.pipeline.search_task import cost_budget, latency_cost, memory_cost
 from hwsearch.pipeline.steps import Steps
 from hwsearch.pipeline.training_cost import path_training
@@ -46,6 +47,7 @@ from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
+from hwsearch.surrogate.layer_scores import LayerScores, layer_scores, linear_choice
 from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings, space_content
 from hwsearch.surrogate.training import Progress, Recipe
@@ -96,7 +98,11 @@ class Plan:
 
 
 class Postnas:
-    """One run. executor: where candidates are trained. threads: of each. stop: asked after a supernet step."""
+    """One run.
+
+    blocks: measured whole on the device, which predict latency where they cover it. executor: where candidates are
+    trained, with so many threads each. stop: asked after each step of the supernet.
+    """
 
     def __init__(
         self,
@@ -106,6 +112,7 @@ class Postnas:
         checkpoint: Checkpoint,
         model: CostModel,
         workload: Workload,
+        blocks: BlockTable | None = None,
         executor: Callable[[], Executor],
         threads: int = 1,
         tell: Tell = lambda _: None,
@@ -117,6 +124,7 @@ class Postnas:
         self.checkpoint = checkpoint
         self.model = model
         self.workload = workload
+        self.blocks = blocks
         self.executor = executor
         self.threads = threads
         self.tell = tell
@@ -178,8 +186,8 @@ class Postnas:
 
     @property
     def _linear(self) -> int:
-        """The choice that is neither full nor sliding window attention."""
-        return len(self.space.choices) - 1
+        """The choice that stands for linear attention."""
+        return linear_choice(self.space)
 
     def _check_budgets(self) -> None:
         """Whether some block or shape meets the budgets with the softmax layers anywhere."""
@@ -209,7 +217,7 @@ class Postnas:
         )
 
     def _problem(self, space: SearchSpace, *, cost: Callable[[Genome], NDArray[np.float64]]) -> Problem:
-        latency = latency_cost(space, self.model, self.workload)
+        latency = latency_cost(space, self.model, self.workload, blocks=self.blocks)
         memory = memory_cost(space, self.workload)
         return Problem(
             space,
@@ -240,21 +248,19 @@ class Postnas:
             self.source.supernet(), items=self.plan.items, text_rows=self.plan.text_rows
         )
 
-    def _importance(self) -> Mapping[str, Any]:
+    def layer_scores(self) -> LayerScores:
+        """What full attention in each layer is worth under the supernet; from the scores kept where there are some."""
         scorer = self._scorer()
-        layers, full = self.space.num_layers, scorer.supernet.teacher_choice
-        linear = np.full(layers, self._linear)
-        teacher = scorer.supernet.teacher_genome
-        only, without = np.tile(linear, (layers, 1)), np.tile(teacher, (layers, 1))
-        only[np.arange(layers), np.arange(layers)] = full
-        without[np.arange(layers), np.arange(layers)] = self._linear
-        scores = scorer.scores(np.concatenate((teacher[None], linear[None], only, without)))
-        content = [score_content(score) for score in scores]
+        return layer_scores(scorer.supernet, scorer, linear=self._linear)
+
+    def _importance(self) -> Mapping[str, Any]:
+        found = self.layer_scores()
+        (self.run / "importance.csv").write_text(found.csv(), encoding="utf-8")
         return {
-            "teacher": content[0],
-            "linear": content[1],
-            "only_full": content[2 : 2 + layers],
-            "only_linear": content[2 + layers :],
+            "teacher": score_content(found.teacher),
+            "linear": score_content(found.linear),
+            "kept": [score_content(score) for score in found.kept],
+            "replaced": [score_content(score) for score in found.replaced],
         }
 
     def _beam(
@@ -374,7 +380,7 @@ class Postnas:
 
     def _export(self, architecture: Architecture, genome: Sequence[int]) -> Mapping[str, Any]:
         """Architecture and model of the best shape; its scores and the teacher's on the items that chose nothing."""
-        net, _, _ = self._trials.trained(architecture, name=grid_name(genome))
+        net, _ = self._trials.trained(architecture, name=grid_name(genome))
         path = np.array([options[0] for options in net.space.allowed])
         model = self.run / "model"
         if model.exists():
@@ -396,14 +402,19 @@ class Postnas:
     def priced(self, architecture: Architecture) -> dict[str, Any]:
         """What the cost model says of an architecture."""
         cost = model_cost(architecture, self.workload, model=self.model)
+        latency: Latency | BlockTime = cost.latency
+        covered = self.blocks is not None and not self.blocks.missing(architecture, self.workload)
+        if self.blocks is not None and covered:
+            latency = self.blocks.predict(architecture, self.workload)
         length, batch = self.plan.supernet.length, self.plan.supernet.batch
         training = path_training(architecture, model=self.model, batch=batch, context=length)
         return {
             "parameters": architecture.parameters,
-            "latency_ms": cost.latency.median_ms,
-            "latency_ms_low": cost.latency.low_ms,
-            "latency_ms_high": cost.latency.high_ms,
-            "throughput_tokens_per_s": cost.throughput_tokens_per_s,
+            "predicted_from": "blocks" if covered else "operators",
+            "latency_ms": latency.median_ms,
+            "latency_ms_low": latency.low_ms,
+            "latency_ms_high": latency.high_ms,
+            "throughput_tokens_per_s": self.workload.tokens / latency.median_ms * 1e3,
             "memory_bytes": cost.memory.total_bytes,
             "cache_bytes_per_sequence": architecture.cache_bytes(
                 self.workload.context, self.workload.element_bytes

@@ -1,4 +1,4 @@
-"""report.md of a PostNAS run: what each step found, in tables, with the heatmaps of importance."""
+"""report.md of a PostNAS run: what each step found, in tables."""
 
 from __future__ import annotations
 
@@ -6,79 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hwsearch.errors import OutputError
 from hwsearch.pipeline.postnas import Postnas
 
-__all__ = ["importance_table", "write_report"]
+__all__ = ["write_report"]
 
 
-def write_report(postnas: Postnas, found: Mapping[str, Any]) -> Path:
-    """Writes RUN/report.md, RUN/importance.csv and, where matplotlib is there, the heatmap; the report's path."""
-    run = postnas.run
-    drawn = _heatmap(importance_table(found["importance"]), run / "importance.png")
+def write_report(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -> Path:
+    """Writes RUN/report.md; its path. heatmap: the name of the picture of importance beside it, None without one."""
+    path = postnas.run / "report.md"
     try:
-        (run / "importance.csv").write_text(_csv(found["importance"]), encoding="utf-8")
-        path = run / "report.md"
-        path.write_text("\n".join(_lines(postnas, found, drawn=drawn)) + "\n", encoding="utf-8")
+        path.write_text("\n".join(_lines(postnas, found, heatmap=heatmap)) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write the report in {run}: {error.strerror}") from None
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
     return path
-
-
-def importance_table(found: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Per task what full attention in one layer is worth, in nats on the right answer, (layers,) each.
-
-    alone: all other layers linear, gain over no full attention at all. missing: all others full, loss without it.
-    """
-    table: dict[str, dict[str, list[float]]] = {}
-    for task in found["teacher"]["tasks"]:
-
-        def loss(score: Mapping[str, Any], task: str = task) -> float:
-            return float(score["tasks"][task]["loss"])
-
-        table[task] = {
-            "alone": [loss(found["linear"]) - loss(score) for score in found["only_full"]],
-            "missing": [loss(score) - loss(found["teacher"]) for score in found["only_linear"]],
-        }
-    return table
-
-
-def _csv(found: Mapping[str, Any]) -> str:
-    """A sweep as `hwsearch search --quality` reads it: one layer at a time linear, layer -1 the teacher."""
-    lines = ["model,layer,task,metric,value,stderr"]
-    for layer, score in enumerate([found["teacher"], *found["only_linear"]], start=-1):
-        for name, task in score["tasks"].items():
-            accuracy, items = task["accuracy"], task["items"]
-            error = (accuracy * (1 - accuracy) / max(items - 1, 1)) ** 0.5
-            lines.append(f"checkpoint,{layer},{name},acc,{accuracy:.6f},{error:.6f}")
-    return "\n".join(lines) + "\n"
-
-
-def _heatmap(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> bool:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    tasks = list(table)
-    figure = Figure(figsize=(9, 1.5 + 0.9 * len(tasks)), layout="constrained")
-    for axes, which, title in zip(
-        figure.subplots(2, 1),
-        ("alone", "missing"),
-        (
-            "gained by full attention in this layer alone, nats",
-            "lost without full attention in this layer, nats",
-        ),
-        strict=True,
-    ):
-        image = axes.imshow(np.array([table[task][which] for task in tasks]), aspect="auto", cmap="magma")
-        axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_xlabel("layer")
-        axes.set_title(title, fontsize=9)
-        figure.colorbar(image, ax=axes)
-    figure.savefig(path, dpi=120)
-    return True
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -94,7 +35,7 @@ def _latency(row: Mapping[str, Any]) -> str:
     return f"{row['latency_ms']:.3f} ({row['latency_ms_low']:.3f} to {row['latency_ms_high']:.3f})"
 
 
-def _lines(postnas: Postnas, found: Mapping[str, Any], *, drawn: bool) -> list[str]:
+def _lines(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -> list[str]:
     plan, base = postnas.plan, postnas.checkpoint.base
     tasks = list(found["export"]["teacher"]["tasks"])
     where = found["windows"]["genome"]
@@ -130,6 +71,11 @@ def _lines(postnas: Postnas, found: Mapping[str, Any], *, drawn: bool) -> list[s
         ]
         for row in found["grid"]["rows"]
     ]
+    kept = found["importance"]
+    alone = {
+        task: [score["loss"] - one["tasks"][task]["loss"] for one in kept["kept"]]
+        for task, score in kept["linear"]["tasks"].items()
+    }
     end = found["export"]
     judged = [
         [
@@ -167,14 +113,14 @@ def _lines(postnas: Postnas, found: Mapping[str, Any], *, drawn: bool) -> list[s
         "",
         "## Importance",
         "",
-        *(["![importance](importance.png)", ""] if drawn else []),
+        *([f"![importance]({heatmap})", ""] if heatmap else []),
         "Nats on the right answer that full attention in one layer gains where all others are linear:",
         "",
         *_table(
             ["task", *map(str, range(postnas.space.num_layers))],
             [
-                [task, *(f"{value:+.2f}" for value in values["alone"])]
-                for task, values in importance_table(found["importance"]).items()
+                [task, *(f"{value:+.2f}" for value in values)]
+                for task, values in alone.items()
             ],
         ),
         "## Placement",

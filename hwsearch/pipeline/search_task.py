@@ -13,10 +13,12 @@ from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
+from hwsearch.pipeline.blocks import BlockTable
 from hwsearch.pipeline.measured import MeasuredQuality
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
+from hwsearch.searchspace.block import blocks_of_space
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -213,8 +215,17 @@ def count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
     return limits
 
 
-def latency_cost(space: SearchSpace, model: CostModel, workload: Workload) -> Additive:
-    """Milliseconds: each choice's layer, plus embedding and LM head."""
+def latency_cost(
+    space: SearchSpace, model: CostModel, workload: Workload, *, blocks: BlockTable | None = None
+) -> Additive:
+    """Milliseconds: each choice's layer, plus embedding and LM head.
+
+    From blocks measured whole where they cover every choice at the workload, else from operators.
+    """
+    asked = blocks_of_space(space, [workload])
+    if blocks and all(block in blocks.times for block in asked):
+        frame, *measured = (blocks.times[block].median_ms for block in asked)
+        return Additive(np.tile(np.array(measured), (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)
     *layers, ends = latency_of(

@@ -47,8 +47,7 @@ class SupernetLoss:
     items: int
 
     def __call__(self, genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
-        scorer = _scorer(self.folder, self.items)
-        return float(scorer.objective(np.array([genome]), metric=self.metric)[0])
+        return self.score(genome).cost(self.metric)
 
     def score(self, genome: Sequence[int]) -> Score:
         """The whole score of a genome (layers,)."""

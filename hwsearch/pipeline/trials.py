@@ -56,11 +56,6 @@ class Trials:
             source.checkpoint, path_space(architecture), dtype=_dtype(source.settings.dtype), seed=recipe.seed
         )
 
-    def value(self, score: Score) -> float:
-        """The metric of a score as a cost: accuracies count negative."""
-        found = score.value(self.metric)
-        return -found if self.metric.endswith("accuracy") else found
-
     def trained(self, architecture: Architecture, *, name: str, share: float = 1.0) -> tuple[Supernet, int]:
         """The candidate after a share of its steps, and the tokens it saw."""
         torch.set_num_threads(self.threads)
@@ -89,7 +84,7 @@ def trial(trials: Trials, architecture: str, name: str, share: float) -> dict[st
     candidate = Architecture.from_json(architecture, source=name)
     net, tokens = trials.trained(candidate, name=name, share=share)
     score = trials.scored(net)
-    return {"value": trials.value(score), "score": score_content(score), "tokens": tokens}
+    return {"value": score.cost(trials.metric), "score": score_content(score), "tokens": tokens}
 
 
 def grid_name(genome: Sequence[int]) -> str:
@@ -128,7 +123,7 @@ class GridLoss:
         space = _space(self.space)
         name = grid_name(genome)
         net, _ = self.trials.trained(space.decode(genome, name=name), name=name, share=fidelity)
-        return self.trials.value(self.trials.scored(net))
+        return self.trials.scored(net).cost(self.trials.metric)
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hwsearch.errors import InputError
 
-__all__ = ["is_first", "joined", "wait"]
+__all__ = ["anywhere", "device_named", "is_first", "joined", "wait"]
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def joined(device: str) -> Iterator[torch.device]:
 
     Raises InputError for a device that is not there.
     """
-    chosen = _device(device)
+    chosen = device_named(device)
     if "WORLD_SIZE" not in os.environ:
         yield chosen
         return
@@ -34,6 +34,15 @@ def joined(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def anywhere(flag: bool, *, device: torch.device) -> bool:
+    """Whether a flag is set in any of the processes; all must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and reports."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
@@ -45,7 +54,8 @@ def wait() -> None:
         dist.barrier()
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """A device of PyTorch's by name. Raises InputError for one that is not there."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,11 +1,11 @@
 """Five abilities that a tiny model can be trained in and asked for, each made from seeds.
 
 recall   associative recall: a list of key-value pairs, then keys in another order (MQAR, arXiv 2312.04927)
-needle   a three-digit code told somewhere in filler text, asked at its end
+needle   code words told somewhere in filler text, asked at its end
 facts    where people of a made-up world live, what they do and which animal they keep: memorised in the weights, asked
-         by multiple choice with lettered options, the way MMLU asks
+         by multiple choice
 sums     the sum of two two-digit numbers
-copy     random letters, then the same letters again
+copy     random words, then the same words again
 
 The first two and the last need attention over the context, facts and sums the weights; which layers each of them needs
 is what placement is about. A training sample carries the character spans of its answers, so that training can weigh
@@ -15,7 +15,6 @@ training leaves out, facts by a phrasing of the question that training leaves ou
 
 from __future__ import annotations
 
-import string
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,8 +58,7 @@ _THINGS = _words("boat house table chair clock wheel lamp door box coat")
 # Every word that stands for one thing: a tokenizer does well to have a token for each.
 WORDS = (*_KEYS, *_VALUES, *_NAMES, *_CITIES, *_JOBS, *_PETS, *_VERBS, *_ADJECTIVES, *_THINGS)
 
-_LETTERS = string.ascii_lowercase
-_OPTIONS = "ABCD"
+_CHOICES = 4
 _HELD_OUT_SUMS = 10  # one in so many unordered pairs
 
 _WORLD = 2026  # of the facts: they are part of the weights, so no option
@@ -87,7 +85,7 @@ class Ability:
 
 @dataclass(frozen=True)
 class _Relation:
-    """A kind of fact: its values, and phrasings that state and ask it of a {name}."""
+    """A kind of fact: its values, and phrasings that state it, and that ask for it, of a {name}."""
 
     values: tuple[str, ...]
     states: tuple[str, ...]
@@ -106,17 +104,29 @@ _RELATIONS = (
     _Relation(
         _CITIES,
         ("{name} lives in {value}.", "The home of {name} is {value}.", "{name} has a house in {value}."),
-        ("Where does {name} live?", "Which city is the home of {name}?", "In which city does {name} live?"),
+        (
+            "Where does {name} live? {value}",
+            "Which city is the home of {name}? {value}",
+            "In which city does {name} live? {value}",
+        ),
     ),
     _Relation(
         _JOBS,
         ("{name} works as a {value}.", "The job of {name} is {value}.", "{name} is a {value}."),
-        ("What is the job of {name}?", "What does {name} work as?", "Which job does {name} have?"),
+        (
+            "What is the job of {name}? {value}",
+            "What does {name} work as? {value}",
+            "Which job does {name} have? {value}",
+        ),
     ),
     _Relation(
         _PETS,
         ("{name} has a {value}.", "The pet of {name} is a {value}.", "{name} keeps a {value}."),
-        ("Which pet does {name} have?", "What is the pet of {name}?", "Which animal does {name} keep?"),
+        (
+            "Which pet does {name} have? {value}",
+            "What is the pet of {name}? {value}",
+            "Which animal does {name} keep? {value}",
+        ),
     ),
 )
 
@@ -192,7 +202,8 @@ def _sentence(rng: Random) -> str:
 
 
 def _haystack(rng: Random, *, sentences: int, needles: int) -> tuple[str, dict[str, str]]:
-    codes = {name: str(rng.randint(100, 999)) for name in rng.sample(_NAMES, needles)}
+    words = rng.sample((*_KEYS, *_VALUES), needles)
+    codes = dict(zip(rng.sample(_NAMES, needles), words, strict=True))
     hay = [_sentence(rng) for _ in range(sentences)]
     for name, code in codes.items():
         hay.insert(rng.randint(0, len(hay)), f" The code of {name} is {code}.")
@@ -200,12 +211,12 @@ def _haystack(rng: Random, *, sentences: int, needles: int) -> tuple[str, dict[s
 
 
 def _needle(rng: Random, reach: float) -> Sample:
-    hay, codes = _haystack(rng, sentences=_size(rng, 0, 14, reach), needles=rng.randint(2, 4))
+    hay, codes = _haystack(rng, sentences=_size(rng, 0, 14, reach), needles=rng.randint(1, 4))
     text = _Text()
     text.add(hay)
     for name in rng.sample(list(codes), len(codes)):
-        text.add(f" The code of {name} is ")
-        text.add(codes[name], answer=True)
+        text.add(f" The code of {name} is")
+        text.add(f" {codes[name]}", answer=True)
         text.add(".")
     return text.sample()
 
@@ -216,38 +227,25 @@ def _needle_item(rng: Random) -> TaskItem:
     return TaskItem(f"{hay} The code of {name} is", (f" {codes[name]}",), 0)
 
 
-def _question(rng: Random, relation: _Relation, name: str, ask: int) -> tuple[str, int]:
-    """The question with its options, and which of them is right."""
-    value = relation.value(name)
-    options = rng.sample([other for other in relation.values if other != value], len(_OPTIONS) - 1)
-    answer = rng.randrange(len(_OPTIONS))
-    options.insert(answer, value)
-    listed = "".join(f" {letter} {option}" for letter, option in zip(_OPTIONS, options, strict=True))
-    return f" {relation.asks[ask].format(name=name)}{listed} Answer:", answer
-
-
 def _facts(rng: Random, reach: float) -> Sample:
     text = _Text()
-    for _ in range(_size(rng, 1, 5, reach)):
+    for _ in range(_size(rng, 1, 8, reach)):
         relation, name = rng.choice(_RELATIONS), rng.choice(_NAMES)
-        if rng.random() < 0.5:
-            before, after = rng.choice(relation.states).format(name=name, value="{value}").split("{value}")
-            text.add(f" {before.removesuffix(' ')}")
-            text.add(f" {relation.value(name)}", answer=True)
-            text.add(f"{after}\n")
-        else:
-            ask = rng.choice([i for i in range(len(relation.asks)) if i != relation.held_out(name)])
-            question, answer = _question(rng, relation, name, ask)
-            text.add(question)
-            text.add(f" {_OPTIONS[answer]}", answer=True)
-            text.add("\n")
+        asks = [ask for i, ask in enumerate(relation.asks) if i != relation.held_out(name)]
+        before, after = rng.choice([*relation.states, *asks]).format(name=name, value="|").split(" |")
+        text.add(f" {before}")
+        text.add(f" {relation.value(name)}", answer=True)
+        text.add(f"{after}\n")
     return text.sample()
 
 
 def _facts_item(rng: Random) -> TaskItem:
     relation, name = rng.choice(_RELATIONS), rng.choice(_NAMES)
-    question, answer = _question(rng, relation, name, relation.held_out(name))
-    return TaskItem(question, tuple(f" {letter}" for letter in _OPTIONS), answer)
+    value = relation.value(name)
+    choices = rng.sample([other for other in relation.values if other != value], _CHOICES - 1)
+    choices.insert(rng.randrange(_CHOICES), value)
+    question = relation.asks[relation.held_out(name)].removesuffix(" {value}").format(name=name)
+    return TaskItem(f" {question}", tuple(f" {choice}" for choice in choices), choices.index(value))
 
 
 def _addends(rng: Random, *, held_out: bool) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Matrices inside the layers are trained by Muon (momentum orthogonalised by Newton-Schulz steps, `torch.optim.Muon`,
 kellerjordan.github.io/posts/muon), the embedding and the norms by AdamW. The learning rate rises linearly, stays, and
-falls linearly falls linearly to zero (WSD, arXiv 2404.06395). A state holds the weights, both optimisers and the step in one
+falls linearly to zero (WSD, arXiv 2404.06395). A state holds the weights, both optimisers and the step in one
 safetensors file that is replaced atomically; the batch of a step depends on the seed and the step alone. So a run that
 is killed goes on from its last state and ends with the weights it would have had, bit for bit on the same machine and
 number of threads.
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from hwsearch.errors import InputError
+from hwsearch.errors import DataError, InputError
 from hwsearch.surrogate.teacher_data import TeacherData
 from hwsearch.surrogate.teacher_recipe import TeacherRecipe
 
@@ -128,7 +128,11 @@ def _load(
     model: Any, optimizers: list[torch.optim.Optimizer], path: Path, recipe: TeacherRecipe
 ) -> tuple[int, float]:
     """Restore what `_save` wrote; the steps that are done and the seconds they took."""
-    with safe_open(str(path), framework="pt") as file:
+    try:
+        opened = safe_open(str(path), framework="pt")
+    except SafetensorError as error:
+        raise DataError(f"cannot read {path}: {error}; remove {path.parent} to begin anew") from None
+    with opened as file:
         metadata = file.metadata()
         if json.loads(metadata["recipe"]) != asdict(recipe):
             raise InputError(

@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hwsearch.errors import DataError, InputError
 from hwsearch.surrogate.distil import LossWeights, local_losses, path_losses
 from hwsearch.surrogate.optimiser import Optimiser, learning_rate_at
+from hwsearch.surrogate.processes import anywhere
 from hwsearch.surrogate.sampling import Sampling, path_sampler
 from hwsearch.surrogate.supernet import Supernet
 
@@ -93,7 +95,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training did. history: per step its stage, number and losses. seconds: of this run alone."""
+    """What a training did, all its runs together. history: per step its stage, number and losses."""
 
     tokens: int
     seconds: float
@@ -132,8 +134,10 @@ class _Run:
         self.recipe = recipe
         self.state = None if folder is None else folder / _STATE
         self.device = supernet.teacher.device
+        self.began = 0.0
         self.done = 0
         self.tokens = 0
+        self.seconds = 0.0  # of earlier runs
         self.history: list[Mapping[str, Any]] = []
         self.optimiser = self._optimiser()
         self.paths = path_sampler(supernet.space, recipe.sampling, seed=recipe.seed)
@@ -154,7 +158,7 @@ class _Run:
         recipe = self.recipe
         total = recipe.a.steps + recipe.b.steps
         last = total if until is None else min(until, total)
-        began = saved = time.perf_counter()
+        self.began = saved = time.perf_counter()
         first, at_first = self.done, self.tokens
         while self.done < last:
             stage: Literal["a", "b"] = "a" if self.done < recipe.a.steps else "b"
@@ -170,12 +174,13 @@ class _Run:
             self.done += 1
             self.history.append({"stage": stage, "step": step + 1, **losses})
             now = time.perf_counter()
-            stopping = stop is not None and stop()
+            # Together: a process that stopped alone would leave the others waiting for its gradients.
+            stopping = stop is not None and anywhere(stop(), device=self.device)
             if self.done == last or stopping or now - saved > _SAVE_EVERY_S:
                 self._save()
                 saved = now
             if on_step:
-                spent = now - began
+                spent = now - self.began
                 on_step(
                     Progress(
                         stage=stage,
@@ -191,7 +196,7 @@ class _Run:
                 raise Interrupted
         return Trained(
             tokens=self.tokens,
-            seconds=time.perf_counter() - began,
+            seconds=self.seconds + time.perf_counter() - self.began,
             memory_bytes=self._memory(),
             history=tuple(self.history),
         )
@@ -242,6 +247,7 @@ class _Run:
             "recipe": json.dumps(asdict(self.recipe)),
             "done": str(self.done),
             "tokens": str(self.tokens),
+            "seconds": str(self.seconds + time.perf_counter() - self.began),
             "history": json.dumps(self.history),
         }
         written = self.state.with_suffix(".part")
@@ -251,8 +257,6 @@ class _Run:
     def _resume(self) -> None:
         if self.state is None or not self.state.exists():
             return
-        from safetensors import safe_open
-
         with safe_open(str(self.state), framework="pt") as file:
             about = file.metadata()
         if json.loads(about["recipe"]) != asdict(self.recipe):
@@ -260,6 +264,10 @@ class _Run:
                 f"{self.state} is the state of a training with another recipe: train in another folder, or give the "
                 "options of the first time"
             )
-        self.done, self.tokens = int(about["done"]), int(about["tokens"])
+        self.done, self.tokens, self.seconds = (
+            int(about["done"]),
+            int(about["tokens"]),
+            float(about["seconds"]),
+        )
         self.history = json.loads(about["history"])
         self.optimiser.load(load_file(str(self.state)))
