@@ -63,7 +63,7 @@ ALONE, FITTED, JUDGED = (
 )  # architectures trained alone; scored for the predictor; scored to judge it
 STEPS = {"a": 120, "b": 168}
 BATCH, LENGTH, SAMPLES = 8, 128, 2500
-CHOOSING, JUDGING = (20, 8), (60, 24)  # items of each task, rows of text
+CHOOSING, JUDGING = (16, 8), (60, 24)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
@@ -342,7 +342,7 @@ def _need(steps: Steps, name: str) -> dict[str, Any]:
 
 
 def report(work: Path, output: Path | None) -> None:
-    """All finished seeds of both targets."""
+    """All finished seeds of both targets: JSON to a file, Markdown to the screen."""
     found: dict[str, Any] = {"config": CONFIG}
     summaries: Mapping[str, Callable[[Path], dict[str, Any]]] = {
         "ranking": ranking_summary,
@@ -350,10 +350,48 @@ def report(work: Path, output: Path | None) -> None:
     }
     for what, summary in summaries.items():
         found[what] = {folder.name: summary(folder) for folder in sorted((work / what).glob("seed*"))}
-    text = json.dumps(found, indent=1)
     if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    _print_ranking(found["ranking"])
+    _print_placement(found["placement"])
+
+
+def _print_ranking(seeds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Kendall's tau: rows are what the supernet says, columns what training alone says, each the seeds' values."""
+    after = ("mean_loss", "mean_accuracy", "recall.loss", "kl")
+    print(f"| supernet's | {' | '.join(after)} | predictor on unseen | in its 90% |")
+    print("|---|" + "---|" * (len(after) + 2))
+    for metric in METRICS:
+        taus = [
+            ", ".join(f"{seed['tau'][f'{metric} -> {name}']:+.2f}" for seed in seeds.values())
+            for name in after
+        ]
+        unseen = ", ".join(f"{seed['predictor'][metric]['tau']:+.2f}" for seed in seeds.values())
+        inside = ", ".join(f"{seed['predictor'][metric]['inside_90']:.0%}" for seed in seeds.values())
+        print(f"| {metric} | {' | '.join(taus)} | {unseen} | {inside} |")
+    for name, seed in seeds.items():
+        print(
+            f"{name}: {seed['supernet_train_s']:.0f} s for the supernet, {seed['score_s']:.2f} s a score, "
+            f"{seed['alone_s']:.1f} s a training alone, ratio {seed['cost_ratio']:.0f}"
+        )
+
+
+def _print_placement(seeds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Recall accuracy and loss, and mean accuracy, after equal training; each the seeds' values."""
+    rivals = list(dict.fromkeys(name for seed in seeds.values() for name in seed["scores"]))
+    print("| placement | recall | recall loss | mean accuracy | mean loss |")
+    print("|---|---|---|---|---|")
+    for rival in rivals:
+        scores = [seed["scores"][rival] for seed in seeds.values() if rival in seed["scores"]]
+        cells = [
+            ", ".join(f"{100 * s['recall.accuracy']:.0f}%" for s in scores),
+            ", ".join(f"{s['recall.loss']:.3f}" for s in scores),
+            ", ".join(f"{100 * s['mean_accuracy']:.0f}%" for s in scores),
+            ", ".join(f"{s['mean_loss']:.3f}" for s in scores),
+        ]
+        print(f"| {rival} | {' | '.join(cells)} |")
+    for name, seed in seeds.items():
+        print(f"{name}: {seed['layers']}")
 
 
 def main() -> None:

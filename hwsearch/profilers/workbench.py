@@ -182,7 +182,7 @@ class Workbench:
                     seed=self.seed + visit,
                     backend=cast("Backend", self.backend),
                 ),
-                flush_bytes=min(rotate_bytes, _MOST_FLUSHED) if block.layer is None else 0,
+                flush_bytes=min(rotate_bytes, _MOST_FLUSHED) if not block.layers else 0,
             )
         except (InputError, RuntimeError, MemoryError) as error:
             status, reason = _failure(error)
@@ -306,9 +306,7 @@ def _failure(error: Exception) -> tuple[Status, str]:
 def _block_bytes(block: Block) -> int:
     """About the memory that one copy of a block takes: weights, the state twice, activations of a layer."""
     workload = block.workload
-    width = (
-        block.hidden_size if block.layer is None else block.layer.ffn.intermediate_size + block.hidden_size
-    )
+    width = block.hidden_size + max((layer.ffn.intermediate_size for layer in block.layers), default=0)
     activations = 6 * workload.element_bytes * workload.pass_tokens * width
     return block.weight_bytes + 2 * block.state_bytes + activations
 

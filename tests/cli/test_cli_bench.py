@@ -59,7 +59,14 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         assert phase["error_percent"] == pytest.approx(error)
     table = load_blocks(folder / "tiny.db")
     assert table is not None
-    assert len(table.times) == 2 * (2 + 1)
+    assert len(table.times) == 2 * (2 + 1 + 1)
+    for workload in table.workloads:
+        (frame,), (mix,) = (
+            [t.median_ms for b, t in table.times.items() if b.part == part and b.workload == workload]
+            for part in ("frame", "mix")
+        )
+        # The mix holds both layers once, as the model does.
+        assert table.predict(architecture, workload).median_ms == pytest.approx(frame + mix)
 
     alone = hwsearch(*command, "--json").json
     assert alone["phases"][0]["predicted_ms"] is None
