@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"operators"},
     {"records"},
     {"searchspace"},
+    {"genome_gp"},
     {"kernels"},
     {"models"},
     {"profilers", "costmodel", "surrogate", "search"},
@@ -74,7 +75,7 @@ def _loaded_after(code: str) -> set[str]:
         "from hwsearch.cli.main import run; run(['--help'])",
         "from hwsearch.cli.main import run; run(['predict', '--arch', 'Qwen3-1.7B', '--device', 'h100-sxm', "
         "'--workload', 'decode:batch=1,context=1k'])",
-        "import hwsearch.pipeline",
+        "import hwsearch.pipeline.demand, hwsearch.pipeline.models, hwsearch.pipeline.search_task",
         "import hwsearch.profilers.store, hwsearch.profilers.plan",
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, size, table, working
+from hwsearch.cli.output import console, emit_json, json_option, quiet_transformers, size, table, working
 from hwsearch.models import require_transformers
 from hwsearch.operators import DTYPE_BYTES
 from hwsearch.searchspace.references import architecture_named
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_REPORT = "hwsearch_build.json"
+_REPORT, _RECIPE = "hwsearch_build.json", "training_recipe.json"
 
 
 @click.command("build")
@@ -35,42 +35,60 @@ _REPORT = "hwsearch_build.json"
     help="Folder of the Qwen2, Qwen3 or Llama checkpoint to inherit from; without it the weights are random.",
 )
 @click.option(
+    "--supernet",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Take the trained mixers of this supernet, or proxy candidate, and the rest from its teacher.",
+)
+@click.option(
     "--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Of the weights; default: the checkpoint's."
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @seed_option
 @json_option
 def command(
-    *, arch: str, source: Path | None, dtype: str | None, output: Path, seed: int, as_json: bool
+    *,
+    arch: str,
+    source: Path | None,
+    supernet: Path | None,
+    dtype: str | None,
+    output: Path,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Make a model folder of ARCH: an architecture JSON, or a name from `hwsearch bases`.
 
     The folder works with AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True) wherever hwsearch is
-    installed. Its hwsearch_build.json tells where each layer's parameters come from.
+    installed. Its hwsearch_build.json tells where each layer's parameters come from. With --supernet a
+    training_recipe.json lies beside it, which examples/finetune.py reads.
     """
     require_transformers(purpose="hwsearch build")
     import torch
-    from transformers.utils import logging
 
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.models.convert import build_model
     from hwsearch.models.folder import check_absent, new_folder
 
-    logging.set_verbosity_error()  # what it reports of missing weights stands in our own table
-    logging.disable_progress_bar()
+    quiet_transformers()
     check_absent(output)
     architecture = architecture_named(arch)
     checkpoint = None if source is None else Checkpoint(source)
+    wanted = None if dtype is None else getattr(torch, dtype)
+    recipe = None
     with working("building the model"):
-        model, origins = build_model(
-            architecture,
-            checkpoint=checkpoint,
-            dtype=None if dtype is None else getattr(torch, dtype),
-            seed=seed,
-        )
+        if supernet is None:
+            model, origins = build_model(architecture, checkpoint=checkpoint, dtype=wanted, seed=seed)
+        else:
+            from hwsearch.surrogate.export import path_model, training_recipe
+            from hwsearch.surrogate.supernet_folder import SupernetFolder
+
+            folder_of = SupernetFolder(supernet, checkpoint=source)
+            model, origins = path_model(folder_of, architecture, dtype=wanted)
+            checkpoint, recipe = folder_of.checkpoint, training_recipe(folder_of, architecture)
         report = {
             "architecture": architecture.name,
-            "checkpoint": None if source is None else str(source),
+            "checkpoint": None if checkpoint is None else str(checkpoint.folder),
+            "supernet": None if supernet is None else str(supernet),
             "dtype": str(model.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "layers": [asdict(origin) for origin in origins],
@@ -80,6 +98,8 @@ def command(
             copied = () if checkpoint is None else checkpoint.extra_files
             for file in copied:
                 (folder / file.name).write_bytes(file.read_bytes())
+            if recipe is not None:
+                (folder / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
             (folder / _REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
         emit_json({"output": str(output), **report})
@@ -94,16 +114,20 @@ def _show(output: Path, report: dict[str, Any], origins: Sequence[LayerOrigin], 
         "layers",
         "mixer",
         "mapped from attention",
+        "trained in the supernet",
         "new",
-        left=4,
+        left=5,
     )
-    for _, group in groupby(origins, key=lambda origin: (origin.mixer, origin.mapped, origin.new)):
+    for _, group in groupby(
+        origins, key=lambda origin: (origin.mixer, origin.mapped, origin.trained, origin.new)
+    ):
         same = list(group)
         first, last = same[0], same[-1]
         shown.add_row(
             str(first.index) if first is last else f"{first.index}-{last.index}",
             first.mixer,
             _short(first.mapped),
+            _short(first.trained),
             _short(first.new) if first.inherited or first.mapped else "everything",
         )
     to.print(shown)

@@ -27,7 +27,8 @@ from hwsearch.costmodel.evaluate import Evaluation, WorstRow, evaluate
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import KINDS, dtype_bytes
-from hwsearch.pipeline import Rows, cost_model_named, load_rows
+from hwsearch.pipeline.models import cost_model_named
+from hwsearch.pipeline.rows import Rows, load_rows
 
 __all__ = ["command", "errors_table", "evaluation_json", "print_evaluation"]
 

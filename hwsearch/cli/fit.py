@@ -18,7 +18,9 @@ from hwsearch.costmodel.evaluate import Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.transfer import Gate
 from hwsearch.errors import InputError
-from hwsearch.pipeline import Rows, carry_model, cost_model_named, fit_rows, load_rows, transfer_rows
+from hwsearch.pipeline.blocks import load_blocks
+from hwsearch.pipeline.models import carry_model, cost_model_named, fit_rows, transfer_rows
+from hwsearch.pipeline.rows import Rows, load_rows
 
 __all__ = ["command"]
 
@@ -85,10 +87,16 @@ def command(
         judged = evaluate(model, rows.tables, as_is=False, seed=seed)
     model = replace(model, held_out=judged.operators)
     model.save(output)
+    blocks = load_blocks(file)
+    if blocks is not None:
+        blocks.save(output)
     if as_json:
-        emit_json({"model": str(output), **evaluation_json(judged, model, rows)})
+        measured = 0 if blocks is None else len(blocks.times)
+        emit_json({"model": str(output), "blocks": measured, **evaluation_json(judged, model, rows)})
         return
     print_evaluation(judged, rows, to=console())
+    if blocks is not None:
+        console().print(f"blocks measured whole: {len(blocks.times)}, kept as they are")
     console().print(f"model: {output}", markup=False)
 
 

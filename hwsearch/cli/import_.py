@@ -11,7 +11,7 @@ from hwsearch.cli.options import unit_option
 from hwsearch.cli.output import console, emit_json, json_option, note, print_counts
 from hwsearch.costmodel.devices import device_named, device_reported_as
 from hwsearch.costmodel.importers import Imported, import_aiconfigurator, import_vidur
-from hwsearch.errors import DataError
+from hwsearch.profilers.merge import merge_stores
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
 
@@ -66,27 +66,14 @@ def vidur(*, folder: Path, output: Path, device: str | None, unit: str, as_json:
 @json_option
 def store(*, files: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """Other stores of hwsearch: FILES of one device, runtime and dtype become one."""
-    measurements: list[Measurement] = []
-    devices: list[DeviceSpec] = []
-    for file in files:
-        with Store.open(file) as opened:
-            measurements += opened.measurements()
-            devices += opened.devices()
-    setups = sorted({(m.environment.device_name, m.environment.runtime, m.dtype) for m in measurements})
-    if len(setups) != 1:
-        listed = "; ".join(", ".join(setup) for setup in setups) or "no measurement at all"
-        raise DataError(
-            f"the stores hold {listed}: one store holds one device, runtime and dtype, keep the others apart"
-        )
-    added = _add(measurements, devices, output)
-    ((device_name, runtime, _),) = setups
+    merged = merge_stores(files, output)
     _report(
         output,
-        device_name=device_name,
-        runtime=runtime,
-        rows=len(measurements),
-        measurements=len(measurements),
-        added=added,
+        device_name=merged.device_name,
+        runtime=merged.runtime,
+        rows=merged.rows,
+        measurements=merged.rows,
+        added=merged.added,
         left_out={},
         merged={},
         as_json=as_json,

@@ -22,8 +22,17 @@ _COMMANDS = {
     "fit": "Fit a cost model to measurements.",
     "evaluate": "Errors of a cost model on measurements it was not fitted on.",
     "import": "Import measurements of other tools.",
+    "store": "Join measurement stores, or write one as a table.",
+    "doctor": "What this machine is, and what would make measurements untrustworthy.",
+    "bench": "Measure a whole architecture beside its prediction.",
     "search": "Find architectures that meet budgets.",
+    "mixture": "Propose a mixture of data sources from many small runs.",
+    "postnas": "From a checkpoint and budgets to a hybrid architecture with weights.",
+    "supernet": "Train mixers beside the frozen attention of a checkpoint.",
+    "importance": "What each layer's full attention is worth, under a supernet.",
+    "proxy": "Train candidates for a short while from a supernet, and rank them.",
     "build": "Make a Hugging Face model of an architecture, from a checkpoint or random.",
+    "teacher": "A tiny pretrained model to try everything on; one ships with the package.",
     "study": "What a run has found so far: front, convergence, plots, tables.",
     "export": "Write an architecture of a search as JSON.",
     "spaces": "Search spaces that ship with the package, and their sizes.",
@@ -38,7 +47,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"hwsearch.cli.{cmd_name.replace('import', 'import_')}")
+        name = "import_" if cmd_name == "import" else cmd_name
+        module = importlib.import_module(f"hwsearch.cli.{name}")
         command: click.Command = module.command
         return command
 

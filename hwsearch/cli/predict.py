@@ -17,7 +17,7 @@ from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.weights import WEIGHT_BYTES
 from hwsearch.errors import InfeasibleError, InputError
-from hwsearch.pipeline import cost_model_named
+from hwsearch.pipeline.models import cost_model_named
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload, read_workload

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
-from rich.console import Console
+from rich.progress import Progress as Bar
 
 from hwsearch.cli.options import device_option, seed_option, workload_option
-from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, size, table
-from hwsearch.cli.report import model_cost_json, print_model_cost
-from hwsearch.errors import InfeasibleError, InputError
-from hwsearch.pipeline import SearchTask, Verdict, cost_model_named, search_task
-from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, SearchResult, Solver, search
-from hwsearch.search.study import Study
-from hwsearch.searchspace.bases import base_named
+from hwsearch.cli.output import console, emit_json, json_option, note, progress
+from hwsearch.cli.search_report import Found
+from hwsearch.cli.search_supernet import search_supernet
+from hwsearch.errors import HwsearchError, InputError
+from hwsearch.pipeline.measured import MeasuredQuality, measured_quality
+from hwsearch.pipeline.models import cost_model_named
+from hwsearch.pipeline.search_task import search_task
+from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, Solver, search
+from hwsearch.search.evaluation import Evaluator
+from hwsearch.search.executors import Executor, ProcessExecutor, RayExecutor
+from hwsearch.search.study import Evaluation, Study
+from hwsearch.searchspace.bases import Base, base_named
 from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
-from hwsearch.surrogate.importance import LayerSweep, QualityLoss, load_sweep
+from hwsearch.surrogate.importance import LayerSweep, load_sweep
 
 __all__ = ["command"]
 
-_ROWS = 12  # of the front, in the table; the run's result.json has all
+_MEASURED = 200  # evaluations of a measured quality where nothing else is asked for
+_SCORED = 64  # the same of a supernet, where a predictor chooses them
 
 
 @click.command("search")
-@click.option(
-    "--base", required=True, help="A name from `hwsearch bases`, a config.json, or a checkpoint folder."
-)
+@click.option("--base", help="A name from `hwsearch bases`, a config.json, or a checkpoint folder.")
 @click.option(
     "--space",
     "preset",
@@ -48,7 +53,18 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
 @click.option(
     "--quality",
     required=True,
-    help="Layer importance: qwen3-1.7b-sweep, qwen3-4b-sweep, or a CSV with model,layer,task,metric,value,stderr.",
+    help="Layer importance: qwen3-1.7b-sweep, qwen3-4b-sweep, or a CSV with model,layer,task,metric,value,stderr; "
+    "or MODULE:FUNCTION, which evaluates one architecture (docs/studies.md); or the folder of a supernet, whose base "
+    "and space are then searched.",
+)
+@click.option(
+    "--metric",
+    default="mean_loss",
+    show_default=True,
+    help="Of a supernet: TASK.loss, TASK.accuracy, mean_loss, mean_accuracy, kl or perplexity.",
+)
+@click.option(
+    "--items", default=100, show_default=True, type=click.IntRange(min=1), help="Of a supernet: of each task."
 )
 @click.option("--task", "tasks", multiple=True, help="Use only this task of --quality; may be repeated.")
 @click.option(
@@ -73,17 +89,39 @@ _ROWS = 12  # of the front, in the table; the run's result.json has all
     type=click.Choice(get_args(Solver)),
     help="auto: evolution, with the exact optimum beside it; exact: the whole exact front. See docs/solvers.md.",
 )
-@click.option("--population", default=POPULATION, show_default=True, type=click.IntRange(min=4))
-@click.option("--generations", default=GENERATIONS, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--population",
+    type=click.IntRange(min=4),
+    help=f"{POPULATION} by default; with --evaluations a fortieth of these, at least 20.",
+)
+@click.option("--generations", type=click.IntRange(min=1), help=f"{GENERATIONS} by default.")
+@click.option(
+    "--evaluations",
+    type=click.IntRange(min=1),
+    help=f"At most so many, in place of --generations; {_MEASURED} by default where quality is measured, {_SCORED} of "
+    "a supernet.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Evaluate so many architectures at once where quality is measured; sums of sweeps take no time to share.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    help="Where workers run: processes here (the default), or Ray, on the cluster at RAY_ADDRESS or one of its own.",
+)
 @seed_option
 @json_option
 def command(
     *,
-    base: str,
+    base: str | None,
     preset: str,
     placement: str | None,
     device: str,
     quality: str,
+    metric: str,
+    items: int,
     tasks: tuple[str, ...],
     assume: tuple[str, ...],
     workload: str,
@@ -91,48 +129,115 @@ def command(
     output: Path,
     resume: bool,
     solver: Solver,
-    population: int,
-    generations: int,
+    population: int | None,
+    generations: int | None,
+    evaluations: int | None,
+    workers: int | None,
+    executor: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Trade predicted quality loss against predicted latency, within every budget.
+    """Trade quality loss against predicted latency, within every budget.
 
-    Bi-objective evolution; since quality loss, latency and memory add up over layers, the exact optimum is found
-    too and the gap to it is printed. The run directory keeps every evaluation: after a kill, the same command
-    with --resume gives the result that the first would have given.
+    Bi-objective evolution; where quality loss adds up over layers, as latency and memory do, the exact optimum is
+    found too and the gap to it is printed. The run directory keeps every evaluation: after a kill, the same command
+    with --resume, with any number of workers, gives the result that the first would have given.
+
+    With a supernet each score takes a pass over its tasks, so a predictor fitted to those so far chooses what to score
+    next.
     """
+    if generations is not None and evaluations is not None:
+        raise InputError(f"--generations {generations} and --evaluations {evaluations}: give one of the two")
     model = cost_model_named(device)
+    if (Path(quality) / "supernet.json").is_file():
+        given = {"--base": base, "--placement": placement, "--assume": assume, "--task": tasks}
+        for option in (option for option, value in given.items() if value):
+            raise InputError(f"{option} does not go with a supernet, which has its own base, space and tasks")
+        search_supernet(
+            Path(quality),
+            model=model,
+            workload=workload,
+            budgets=budgets,
+            metric=metric,
+            items=items,
+            evaluations=evaluations or _SCORED,
+            executor=_executor(executor, workers or 1),
+            output=output,
+            resume=resume,
+            seed=seed,
+            as_json=as_json,
+        )
+        return
+    if base is None:
+        raise InputError(
+            "--base is missing: give a name from `hwsearch bases`, or the folder of a checkpoint"
+        )
     chosen = base_named(base)
-    sweep = load_sweep(quality, base=chosen.name, num_layers=chosen.num_layers)
-    if sweep.model != chosen.name:
-        note(f"the importance of {chosen.name}'s layers is taken from a sweep of {sweep.model}")
     task = search_task(
         chosen,
         preset=preset,
         model=model,
         workload=Workload.from_text(workload, dtype=model.dtype),
-        sweep=sweep.only(tasks) if tasks else sweep,
+        quality=_quality(quality, chosen, tasks),
         assumptions=_assumptions(assume),
         budgets=[parse_budget(text) for text in budgets],
         placement=architecture_named(placement) if placement else None,
     )
     for text in task.notes:
         note(text)
+    measured = isinstance(task.quality, MeasuredQuality)
+    if measured and generations is None and evaluations is None and solver != "beam":
+        evaluations = _MEASURED
+        note(f"at most {_MEASURED} architectures are evaluated: more by --evaluations")
+    if not measured and (workers or executor):
+        note(
+            "workers are not started: every cost of this search is a table look-up, which takes less time than to send "
+            "it; they serve a quality that is measured (--quality MODULE:FUNCTION)"
+        )
     settings = {**task.identity, "quality": quality, "preset": preset, "budgets": list(budgets)}
-    with Study.open(output, settings=settings, resume=resume) as study:
+    pool = _executor(executor, workers or 1) if measured else None
+    with (
+        Study.open(output, settings=settings, resume=resume) as study,
+        pool or nullcontext(),
+        progress() as bar,
+    ):
+        watch = _Watch(bar, generations=generations or GENERATIONS, evaluations=evaluations)
         try:
-            result = _run(
-                task, study, solver=solver, population=population, generations=generations, seed=seed
+            result = search(
+                task.problem,
+                seed=seed,
+                solver=solver,
+                population=population,
+                generations=generations or GENERATIONS,
+                evaluations=evaluations,
+                study=study,
+                evaluate=Evaluator(
+                    task.problem, seed=seed, executor=pool, study=study, on_evaluation=watch.measured
+                )
+                if measured
+                else None,
+                on_generation=watch.advance,
             )
-        except InfeasibleError:
+        except HwsearchError:  # with nothing evaluated, the directory stays free
             study.discard()
             raise
-    found = _Found(task, result)
+    found = Found(task, result)
     if as_json:
         emit_json({"run": str(output), **found.json()})
     else:
         found.show(output, to=console())
+
+
+def _quality(source: str, base: Base, tasks: tuple[str, ...]) -> LayerSweep | MeasuredQuality:
+    measured = measured_quality(source)
+    if measured:
+        if tasks:
+            raise InputError(f"--task {tasks[0]} picks tasks of a sweep: leave it out with {source}")
+        return measured
+    sweep = load_sweep(source, base=base.name, num_layers=base.num_layers)
+    if sweep.model != base.name:
+        note(f"the importance of {base.name}'s layers is taken from a sweep of {sweep.model}")
+    return sweep.only(tasks) if tasks else sweep
 
 
 def _assumptions(texts: Sequence[str]) -> dict[str, float]:
@@ -148,145 +253,42 @@ def _assumptions(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _run(
-    task: SearchTask, study: Study, *, solver: Solver, population: int, generations: int, seed: int
-) -> SearchResult:
-    with progress() as bar:
-        row = bar.add_task("searching", total=generations, status="")
-
-        started = time.perf_counter()
-        before: list[int] = []
-
-        def advance(at: Progress) -> None:
-            before.append(at.evaluations)
-            rate = (at.evaluations - before[0]) / (time.perf_counter() - started)
-            parts = ["none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"]
-            if at.gap is not None:
-                parts.append(f"gap {at.gap:.2%}")
-            parts.append(f"hypervolume {at.hypervolume:.4g}")
-            parts.append(f"{at.evaluations} evaluated" + (f", {rate:,.0f}/s" if rate else ""))
-            bar.update(row, completed=at.generation, status=", ".join(parts))
-
-        return search(
-            task.problem,
-            seed=seed,
-            solver=solver,
-            population=population,
-            generations=generations,
-            study=study,
-            on_generation=advance,
-        )
+def _executor(kind: str | None, workers: int) -> Executor:
+    if kind == "ray":
+        return RayExecutor(workers, address=os.environ.get("RAY_ADDRESS"))
+    return ProcessExecutor(workers)
 
 
-class _Found:
-    """A finished search, ready to be shown."""
+class _Watch:
+    """A search as its progress bar shows it."""
 
-    def __init__(self, task: SearchTask, result: SearchResult) -> None:
-        self.task = task
-        self.result = result
-        self.best = task.verdict(result.genomes[result.best].tolist(), name=f"{task.space.base.name}-best")
-        self.exact: Verdict | None = None
-        if result.exact is not None and result.exact.genome is not None:
-            self.exact = task.verdict(result.exact.genome, name=f"{task.space.base.name}-exact")
+    def __init__(self, bar: Bar, *, generations: int, evaluations: int | None) -> None:
+        self._bar = bar
+        self._by_evaluation = evaluations is not None
+        self._row = bar.add_task("searching", total=evaluations or generations, status="")
+        self._started = time.perf_counter()
+        self._first: int | None = None
+        self._measured = self._failed = 0
 
-    def json(self) -> dict[str, Any]:
-        """The public keys of a search; docs/json.md describes them."""
-        task, result = self.task, self.result
-        exact = None
-        if result.exact is not None and self.exact is not None:
-            exact = {"proven": result.exact.proven, **_verdict_json(self.exact)}
-        return {
-            "base": task.space.base.name,
-            "device": task.model.device.name,
-            "runtime": task.model.runtime,
-            "workload": str(task.workload),
-            "budgets": [budget.text for budget in task.problem.budgets],
-            "space_size": str(task.space.size),
-            "evaluations": result.evaluations,
-            "gap": result.gap,
-            "exact": exact,
-            "best": {**_verdict_json(self.best), "prediction": model_cost_json(self.best.cost, task.model)},
-            "knee": result.knee,
-            "front": [
-                {
-                    "pick": i,
-                    "quality_loss": float(values[0]),
-                    "latency_ms": float(values[1]),
-                    "mixers": dict(Counter(task.space.kinds[choice] for choice in genome)),
-                }
-                for i, (genome, values) in enumerate(zip(result.genomes, result.objectives, strict=True))
-            ],
-            "notes": list(task.notes),
-        }
+    def advance(self, at: Progress) -> None:
+        """After a generation."""
+        self._first = at.evaluations if self._first is None else self._first
+        rate = (at.evaluations - self._first) / (time.perf_counter() - self._started)
+        parts = ["none within the budgets yet" if at.best is None else f"best {at.best:.3f} points"]
+        if at.gap is not None:
+            parts.append(f"gap {at.gap:.2%}")
+        parts.append(f"hypervolume {at.hypervolume:.4g}")
+        parts.append(f"{at.evaluations} evaluated" + (f", {rate:,.3g}/s" if rate else ""))
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        done = at.evaluations if self._by_evaluation else at.generation
+        self._bar.update(self._row, completed=done, status=", ".join(parts))
 
-    def show(self, run: Path, *, to: Console) -> None:
-        task, result = self.task, self.result
-        shown = table(
-            f"Trade-offs within the budgets: {len(result.genomes)} of {task.space.size:.3g} architectures",
-            "pick",
-            "mixers",
-            "quality loss, points",
-            "latency ms",
-            left=2,
-        )
-        for i in _spread(len(result.genomes), keep=(result.best, result.knee)):
-            kinds = Counter(task.space.kinds[choice] for choice in result.genomes[i])
-            loss, latency = result.objectives[i]
-            names = [name for name, row in (("best", result.best), ("knee", result.knee)) if row == i]
-            shown.add_row(
-                " ".join([str(i), *names]),
-                ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-                f"{loss:.2f}",
-                milliseconds(latency),
-            )
-        to.print(shown)
-        print_model_cost(self.best.cost, task.model, to=to)
-        to.print(
-            f"{'quality loss':<20}{_loss(self.best.quality)}; {_basis(task.sweep)}",
-            markup=False,
-            soft_wrap=True,
-        )
-        tasks = ", ".join(f"{name} {points:+.2f}" for name, points in self.best.quality.tasks.items())
-        to.print(f"{'by task':<20}{tasks}", markup=False, soft_wrap=True)
-        to.print(f"{'exact optimum':<20}{self._exact_text()}", markup=False, soft_wrap=True)
-        to.print(f"{'run':<20}{run}: {result.evaluations} evaluations", markup=False, soft_wrap=True)
-
-    def _exact_text(self) -> str:
-        exact, verdict = self.result.exact, self.exact
-        if exact is None or verdict is None or self.result.gap is None:
-            return "not known: not asked for, not a sum over layers, or the solver ran out of time"
-        latency, memory = verdict.cost.latency, verdict.cost.memory
-        return (
-            f"{_loss(verdict.quality)} at "
-            f"{milliseconds(latency.median_ms, latency.low_ms, latency.high_ms)} ms and {size(memory.total_bytes)}, "
-            f"{'proven' if exact.proven else 'not proven'}; the search is {self.result.gap:.2%} above it"
-        )
-
-
-def _verdict_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "quality_loss": verdict.quality.points,
-        "quality_loss_low": verdict.quality.low,
-        "quality_loss_high": verdict.quality.high,
-        "quality_loss_by_task": dict(verdict.quality.tasks),
-        "latency_ms": verdict.cost.latency.median_ms,
-        "memory_bytes": verdict.cost.memory.total_bytes,
-        "mixers": dict(verdict.architecture.count()),
-        "layer_types": list(verdict.architecture.layer_types),
-    }
-
-
-def _loss(quality: QualityLoss) -> str:
-    return f"{quality.points:.2f} points ({quality.low:.2f} to {quality.high:.2f}, 90% interval)"
-
-
-def _basis(sweep: LayerSweep) -> str:
-    return f"sum of measured single-layer drops of {sweep.model}, mean of {len(sweep.tasks)} tasks"
-
-
-def _spread(count: int, *, keep: Sequence[int]) -> list[int]:
-    """Rows of the front to show: evenly spread, the ends and `keep` among them."""
-    evenly = (
-        {round(i * (count - 1) / (_ROWS - 1)) for i in range(_ROWS)} if count > _ROWS else set(range(count))
-    )
-    return sorted(evenly | set(keep))
+    def measured(self, evaluation: Evaluation) -> None:
+        """After one evaluation that an executor ran."""
+        self._measured += 1
+        self._failed += evaluation.error is not None
+        if self._by_evaluation:
+            self._bar.advance(self._row)
+        elif self._first is None:
+            self._bar.update(self._row, status=f"{self._measured} evaluated")

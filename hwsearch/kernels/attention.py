@@ -203,9 +203,13 @@ def _with_sink(
 
 
 def _sigmoid_weights(scores: Tensor, seen: Tensor) -> Tensor:
-    """sigmoid(score - log of how many keys the query sees), zero where it does not see."""
-    visible = seen.sum(dim=-1, keepdim=True).to(scores.dtype)
-    return torch.sigmoid(scores - visible.log()).masked_fill(~seen, 0)
+    """sigmoid(score - log of how many keys the query sees), zero where it does not see.
+
+    In fp32 (fp64 for fp64): in bf16 the logarithm of a thousand keys is off by more than a percent of the weight.
+    """
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    visible = seen.sum(dim=-1, keepdim=True).to(dtype)
+    return torch.sigmoid(scores.to(dtype) - visible.log()).masked_fill(~seen, 0).to(scores.dtype)
 
 
 _Attention = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Tensor | None, bool], Tensor]

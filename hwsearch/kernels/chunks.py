@@ -6,15 +6,46 @@ which for a log decay means no decay and for a write means nothing written.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["EPS", "arithmetic", "future", "join", "normalised", "pairwise_decay", "split", "spread"]
+__all__ = [
+    "EPS",
+    "arithmetic",
+    "future",
+    "join",
+    "normalised",
+    "pairwise_decay",
+    "split",
+    "spread",
+    "without_autocast",
+]
 
 EPS = 1e-6  # under the root of the L2 norm
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def without_autocast(rule: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The rule, its first argument a tensor, with autocast off: autocast would round fp32 states and gates to bf16."""
+
+    @functools.wraps(rule)
+    def run(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        first = arguments[0]
+        assert isinstance(first, Tensor)
+        if first.device.type == "meta":  # it has no autocast
+            return rule(*arguments, **options)
+        with torch.autocast(first.device.type, enabled=False):
+            return rule(*arguments, **options)
+
+    return run
 
 
 def arithmetic(values: Tensor) -> torch.dtype:

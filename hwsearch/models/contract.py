@@ -28,13 +28,14 @@ def relative_error(ours: Tensor, expected: Tensor) -> float:
 
 
 class MixerContract:
-    """The tests. `length` is that of the sequences: odd, and more than a chunk of any kernel."""
+    """The tests, run on `device`. `length` is that of the sequences: odd, and more than a chunk of any kernel."""
 
     spec: Spec
     hidden_size: int = 24
     batch: int = 3
     length: int = 67
     tolerance: float = 1e-5
+    device: str = "cpu"
 
     def build(self) -> Mixer:
         """The module under test, in fp32, with the same parameters every time."""
@@ -44,15 +45,16 @@ class MixerContract:
             for parameter in mixer.parameters():
                 # Away from neutral initial values, behind which a wrong formula could hide.
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        return mixer.eval()
+        return mixer.to(self.device).eval()
 
     def inputs(self, length: int | None = None) -> Tensor:
         """Hidden states (B, T, D)."""
         generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.batch, length or self.length, self.hidden_size, generator=generator)
+        hidden = torch.randn(self.batch, length or self.length, self.hidden_size, generator=generator)
+        return hidden.to(self.device)
 
     def empty(self, mixer: Mixer, batch: int | None = None) -> MixerState:
-        return mixer.new_state(batch or self.batch, dtype=next(mixer.parameters()).dtype)
+        return mixer.new_state(batch or self.batch, device=self.device, dtype=next(mixer.parameters()).dtype)
 
     def run(self, mixer: Mixer, hidden_BTD: Tensor, pieces: list[int]) -> tuple[Tensor, MixerState]:
         """Outputs and last state of a sequence that is fed in pieces of these lengths."""
@@ -108,7 +110,7 @@ class MixerContract:
     def test_left_padding_changes_nothing(self) -> None:
         mixer, hidden = self.build(), self.inputs()
         lengths = [self.length, self.length - 5, 2][: self.batch]
-        mask = torch.stack([torch.arange(self.length) >= self.length - n for n in lengths])
+        mask = torch.stack([torch.arange(self.length) >= self.length - n for n in lengths]).to(self.device)
         padded = hidden.masked_fill(~mask[..., None], torch.nan)
         padded[0] = hidden[0]
         for split in ([self.length], [self.length - 4, 4], [self.length - 3, 1, 1, 1]):
@@ -131,7 +133,7 @@ class MixerContract:
     def test_reordered_sequences_go_on_as_themselves(self) -> None:
         mixer, hidden = self.build(), self.inputs(11)
         _, state = self.run(mixer, hidden[:, :10], [10])
-        index = torch.tensor([2, 0, 0])
+        index = torch.tensor([2, 0, 0], device=self.device)
         moved, _ = mixer(hidden[index, 10:], state=state.reorder(index))
         self.close(moved, mixer(hidden[:, 10:], state=state)[0][index])
 
@@ -165,9 +167,12 @@ class MixerContract:
         for dtype in (torch.float32, torch.bfloat16):
             mixer = self.build().to(dtype)
             _, state = self.run(mixer, self.inputs().to(dtype), [self.length])
-            expected = self.spec.cache_bytes(self.length, dtype.itemsize)
+            expected = self.spec.cache_bytes(self.tokens_held or self.length, dtype.itemsize)
             expected += self.spec.conv_state_bytes(dtype.itemsize)
             assert state.bytes == self.batch * (expected + self.bookkeeping_bytes)
+
+    tokens_held: int = 0
+    """Tokens whose keys and values the state holds at the end, where these are not all of them."""
 
     bookkeeping_bytes: int = 0
     """Bytes per sequence that the state holds beside what the spec counts, such as a position."""
@@ -180,4 +185,15 @@ class MixerContract:
         assert out.dtype == torch.bfloat16
         # Parameters and activations are rounded as well as the arithmetic: a bound on blunders, not on kernels.
         assert relative_error(out, mixer(hidden)[0]) < 0.05
-        assert all(torch.isfinite(t).all() for t in vars(state).values() if t is not None)
+        assert all(torch.isfinite(t).all() for t in vars(state).values() if isinstance(t, Tensor))
+
+    def test_autocast_trains(self) -> None:
+        mixer, hidden = self.build(), self.inputs()
+        expected = mixer(hidden)[0].detach()
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            out, _ = mixer(hidden)
+        out.float().square().sum().backward()
+        assert relative_error(out.detach(), expected) < 0.05
+        for name, parameter in mixer.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name

@@ -4,7 +4,7 @@ Inherited as they are: embeddings, LM head, norms, feed-forward networks of the 
 its dimensions, windowed or not. Fewer key/value heads get the mean of those they replace (arXiv 2305.13245). A linear
 mixer starts from the teacher's projections, as in arXiv 2408.15237: queries, keys, values and output take the places
 that attention gives them, head by head as in `projections.py`; its gates and convolutions start neutral (`neutral.py`).
-What is left starts fresh, and the report says so.
+What is left starts fresh, and the report says so. A supernet converts single mixers, by the same rules.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwsearch.errors import InputError
 from hwsearch.models.checkpoint import Checkpoint
-from hwsearch.models.configuration import HybridConfig
+from hwsearch.models.configuration import HybridConfig, rope_of
 from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.models.mixers import mixer_for
+from hwsearch.models.mixers.base import Mixer
 from hwsearch.models.neutral import neutral_start
 from hwsearch.models.projections import Teacher, mapped_mixer
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
+from hwsearch.searchspace.mixers import FullAttention, MixerSpec, SlidingWindowAttention
 
-__all__ = ["LayerOrigin", "build_model"]
+__all__ = ["LayerOrigin", "build_model", "converted_mixer"]
 
 _QUIET_SINK = -10.0
+_NEW_STD = 0.02  # HybridConfig's initializer_range
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -37,7 +40,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 class LayerOrigin:
     """Where the parameters of a layer come from, by their names inside it.
 
-    inherited: copied. mapped: computed from the checkpoint's attention. new: initialised.
+    inherited: copied. mapped: computed from the checkpoint's attention. new: initialised. trained: in a supernet.
     """
 
     index: int
@@ -45,6 +48,7 @@ class LayerOrigin:
     inherited: tuple[str, ...]
     mapped: tuple[str, ...]
     new: tuple[str, ...]
+    trained: tuple[str, ...] = ()
 
 
 def build_model(
@@ -80,6 +84,35 @@ def build_model(
     wrong = sorted(str(key) for key in (*info["unexpected_keys"], *info["mismatched_keys"]))
     assert not wrong, f"the conversion made tensors that the model has no place for: {wrong[:3]}"
     return model.eval(), _origins(architecture, inherited, mapped, list(model.state_dict()))
+
+
+def converted_mixer(spec: MixerSpec, *, checkpoint: Checkpoint, index: int, seed: int = 0) -> Mixer:
+    """The mixer of a spec in the place of layer `index`, in the checkpoint's dtype, started as `build_model` starts it.
+
+    Raises InputError for a mixer without a module, DataError where the checkpoint cannot be read.
+    """
+    base = checkpoint.base
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        copied, computed = _mixer_weights(spec, base, checkpoint, f"model.layers.{index}.")
+        mixer = mixer_for(
+            spec,
+            base.hidden_size,
+            layer_index=index,
+            num_layers=base.num_layers,
+            norm_eps=base.rms_norm_eps,
+            rope=rope_of(base),
+        )
+        for module in mixer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=_NEW_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        mixer.reset_parameters()
+    state = {**copied, **computed, **neutral_start(spec, base.hidden_size)}
+    unexpected = mixer.load_state_dict(state, strict=False).unexpected_keys
+    assert not unexpected, f"the conversion made tensors that the mixer has no place for: {unexpected[:3]}"
+    return mixer.to(checkpoint.dtype)
 
 
 def _merged(base: Base, checkpoint: Checkpoint) -> Base:
@@ -136,15 +169,22 @@ def _layer_weights(
     copied = {name: checkpoint.tensor(prefix + name) for name in names}
     if layer.mixer.kind == "none":
         return copied, {}
+    same, computed = _mixer_weights(layer.mixer, base, checkpoint, prefix)
+    return copied | {f"mixer.{name}": tensor for name, tensor in same.items()}, computed
+
+
+def _mixer_weights(
+    spec: MixerSpec, base: Base, checkpoint: Checkpoint, prefix: str
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Of one mixer, by the names in it: what is attention's own, and what is computed from attention."""
     attention = {
         name: checkpoint.tensor(f"{prefix}self_attn.{name}") for name in _attention_names(base.mixer)
     }
-    if isinstance(layer.mixer, FullAttention | SlidingWindowAttention):
-        if _same_softmax(layer.mixer, base.mixer):
-            new = {"sinks": _quiet_sinks(layer.mixer)} if layer.mixer.sinks else {}
-            return copied | {f"mixer.{name}": tensor for name, tensor in attention.items()}, new
-        return copied, _pooled(layer.mixer, base.mixer, attention)
-    return copied, mapped_mixer(layer.mixer, Teacher.of(base.mixer, attention))
+    if isinstance(spec, FullAttention | SlidingWindowAttention):
+        if _same_softmax(spec, base.mixer):
+            return attention, {"sinks": _quiet_sinks(spec)} if spec.sinks else {}
+        return {}, _pooled(spec, base.mixer, attention)
+    return {}, mapped_mixer(spec, Teacher.of(base.mixer, attention))
 
 
 def _attention_names(mixer: FullAttention) -> list[str]:

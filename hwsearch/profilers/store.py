@@ -3,49 +3,87 @@
 A file opened for writing works in WAL mode, so each committed measurement outlives the process, and goes back to
 a single plain file when closed in order; reading never changes it. Measurements are unique by
 Measurement.key: adding one again does nothing. The file carries an application id and a schema version, so that
-another program's database, or a later hwsearch's, is refused by name.
+another program's database, or a later hwsearch's, is refused by name. Stores that earlier versions wrote are read as
+they are, and brought to the present schema when they are opened for writing.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any
 
 from hwsearch.errors import DataError, HwsearchError, OutputError
-from hwsearch.operators import KINDS, Operator
-from hwsearch.records import DeviceSpec, Environment, Measurement, Status
+from hwsearch.profilers.rows import Row, operator_from, sampled_content, sampled_fields
+from hwsearch.records import DeviceSpec, Environment, Measurement
+from hwsearch.searchspace.block import Block, BlockMeasurement
 
 __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "Store"]
 
 APPLICATION_ID = 0x68777331  # "hws1"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_SECONDS = 5.0  # how long to wait for another writer
 
-_SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-    "CREATE TABLE environments (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE devices (name TEXT PRIMARY KEY, content TEXT NOT NULL)",
-    """CREATE TABLE measurements (
-        key TEXT NOT NULL PRIMARY KEY,
-        kind TEXT NOT NULL,
-        dims TEXT NOT NULL,
-        dtype TEXT NOT NULL,
-        environment INTEGER NOT NULL REFERENCES environments (id),
+# What a row holds beside its key, subject and environment: columns of version 1, then those of version 2 with the SQL
+# that declares them and what a row of version 1 means by their absence.
+_COLUMNS_1 = (
+    "dtype",
+    "samples_ms",
+    "kernel",
+    "kernel_requested",
+    "status",
+    "reason",
+    "peak_memory_bytes",
+    "energy_j",
+)
+_ADDED_2 = {
+    "execution": ("TEXT NOT NULL DEFAULT 'eager'", "'eager'"),
+    "flagged": ("TEXT NOT NULL DEFAULT '[]'", "'[]'"),
+    "peak_reserved_bytes": ("INTEGER", "NULL"),
+    "workspace_bytes": ("INTEGER", "NULL"),
+    "state_bytes": ("INTEGER", "NULL"),
+    "conditions": ("TEXT NOT NULL DEFAULT 'null'", "'null'"),
+}
+_COLUMNS = (*_COLUMNS_1, *_ADDED_2)
+_JSON_COLUMNS = ("samples_ms", "flagged", "conditions")
+_OUTCOME_1 = """
         samples_ms TEXT NOT NULL,
         kernel TEXT NOT NULL,
         kernel_requested TEXT NOT NULL,
         status TEXT NOT NULL,
         reason TEXT NOT NULL,
         peak_memory_bytes INTEGER,
-        energy_j REAL
+        energy_j REAL"""
+_SCHEMA_1 = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    "CREATE TABLE environments (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE devices (name TEXT PRIMARY KEY, content TEXT NOT NULL)",
+    f"""CREATE TABLE measurements (
+        key TEXT NOT NULL PRIMARY KEY,
+        kind TEXT NOT NULL,
+        dims TEXT NOT NULL,
+        dtype TEXT NOT NULL,
+        environment INTEGER NOT NULL REFERENCES environments (id),{_OUTCOME_1}
     )""",
+)
+_TO_SCHEMA_2 = (
+    f"""CREATE TABLE blocks (
+        key TEXT NOT NULL PRIMARY KEY,
+        block TEXT NOT NULL,
+        dtype TEXT NOT NULL,
+        environment INTEGER NOT NULL REFERENCES environments (id),{_OUTCOME_1}
+    )""",
+    *(
+        f"ALTER TABLE {table} ADD COLUMN {name} {declared}"
+        for table in ("measurements", "blocks")
+        for name, (declared, _) in _ADDED_2.items()
+    ),
+    "PRAGMA user_version = 2",
 )
 
 
@@ -88,6 +126,10 @@ class Store:
             raise
         return store
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
     def __enter__(self) -> Store:
         return self
 
@@ -106,24 +148,42 @@ class Store:
                 self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 
-    def add(self, measurements: Iterable[Measurement]) -> int:
-        """Store `measurements` in one transaction; those whose key is there already are left as they are.
+    def add(self, rows: Iterable[Row]) -> int:
+        """Store rows in one transaction; those whose key is there already are left as they are.
 
         Returns how many were new. Raises OutputError where they cannot be written.
         """
-        rows = [(m, _to_json(asdict(m.environment))) for m in measurements]
-        environments = sorted({content for _, content in rows})
+        return self._insert(rows, on_conflict="ON CONFLICT DO NOTHING")
+
+    def replace(self, row: Row) -> None:
+        """Store a row in the place of the one with its key. Raises OutputError where it cannot be written."""
+        updates = ", ".join(f"{name} = excluded.{name}" for name in ("environment", *_COLUMNS))
+        self._insert([row], on_conflict=f"ON CONFLICT (key) DO UPDATE SET {updates}")
+
+    def _insert(self, rows: Iterable[Row], *, on_conflict: str) -> int:
+        # Most rows share one environment object, and turning it into text takes longer than all of the row.
+        texts: dict[int, str] = {}
+        placed = []
+        for row in rows:
+            if id(row.environment) not in texts:
+                texts[id(row.environment)] = _to_json(asdict(row.environment))
+            placed.append((row, texts[id(row.environment)]))
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT INTO environments (content) VALUES (?) ON CONFLICT DO NOTHING",
-                [(content,) for content in environments],
+                [(content,) for content in sorted({content for _, content in placed})],
             )
             numbers = dict(connection.execute("SELECT content, id FROM environments"))
             before = connection.total_changes
-            connection.executemany(
-                f"INSERT INTO measurements VALUES ({', '.join('?' * 12)}) ON CONFLICT DO NOTHING",
-                [_to_row(m, numbers[content]) for m, content in rows],
-            )
+            for table, subject, kind in (
+                ("measurements", ("kind", "dims"), Measurement),
+                ("blocks", ("block",), BlockMeasurement),
+            ):
+                names = ("key", *subject, "environment", *_COLUMNS)
+                connection.executemany(
+                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) {on_conflict}",
+                    [_to_row(row, numbers[content]) for row, content in placed if isinstance(row, kind)],
+                )
             return connection.total_changes - before
 
     def add_device(self, device: DeviceSpec) -> None:
@@ -133,20 +193,73 @@ class Store:
             connection.execute("INSERT INTO devices VALUES (?, ?) ON CONFLICT DO NOTHING", row)
 
     def keys(self) -> set[str]:
-        """The keys of all measurements."""
-        return {key for (key,) in self._query("SELECT key FROM measurements")}
+        """The keys of all rows."""
+        keys = {key for (key,) in self._query("SELECT key FROM measurements")}
+        if self._version() >= 2:
+            keys |= {key for (key,) in self._query("SELECT key FROM blocks")}
+        return keys
+
+    def row(self, key: str) -> Row | None:
+        """The row with a key; None where there is none."""
+        found = self._measurements("WHERE key = ?", (key,)) or self._blocks("WHERE key = ?", (key,))
+        return found[0] if found else None
 
     def measurements(self) -> list[Measurement]:
-        """All measurements in the order of their keys; DataError for a row that is not one."""
+        """All measured operators in the order of their keys; DataError for a row that is not one."""
+        return self._measurements("ORDER BY key")
+
+    def blocks(self) -> list[BlockMeasurement]:
+        """All measured blocks in the order of their keys; DataError for a row that is not one."""
+        return self._blocks("ORDER BY key")
+
+    def _measurements(self, clause: str, values: Sequence[object] = ()) -> list[Measurement]:
+        environments = self._environments()
+        found = []
+        for key, kind, dims, environment, *rest in self._rows("measurements", "kind, dims", clause, values):
+            with self._parsing(f"measurement {key}"):
+                found.append(
+                    Measurement(
+                        operator=operator_from(kind, json.loads(dims)),
+                        environment=environments[environment],
+                        **_fields(rest),
+                    )
+                )
+        return found
+
+    def _blocks(self, clause: str, values: Sequence[object] = ()) -> list[BlockMeasurement]:
+        if self._version() < 2:
+            return []
+        environments = self._environments()
+        found = []
+        for key, block, environment, *rest in self._rows("blocks", "block", clause, values):
+            with self._parsing(f"measurement {key}"):
+                found.append(
+                    BlockMeasurement(
+                        block=Block.from_json(block, source=str(self._path)),
+                        environment=environments[environment],
+                        **_fields(rest),
+                    )
+                )
+        return found
+
+    def _rows(self, table: str, subject: str, clause: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        if self._version() >= 2:
+            columns = list(_COLUMNS)
+        else:
+            columns = [*_COLUMNS_1, *(absent for _, absent in _ADDED_2.values())]
+        return self._query(
+            f"SELECT key, {subject}, environment, {', '.join(columns)} FROM {table} {clause}", values
+        )
+
+    def _environments(self) -> dict[int, Environment]:
         environments = {}
         for number, content in self._query("SELECT id, content FROM environments"):
             with self._parsing(f"environment {number}"):
                 environments[number] = Environment(**json.loads(content))
-        measurements = []
-        for row in self._query("SELECT * FROM measurements ORDER BY key"):
-            with self._parsing(f"measurement {row[0]}"):
-                measurements.append(_from_row(row, environments))
-        return measurements
+        return environments
+
+    def _version(self) -> int:
+        return int(self._query("PRAGMA user_version")[0][0])
 
     def devices(self) -> list[DeviceSpec]:
         """All device ceilings in the order of their names; DataError for a row that is not one."""
@@ -167,9 +280,13 @@ class Store:
     def _prepare_for_writing(self) -> None:
         with self._transaction() as connection:
             # Also after a kill in the middle of these statements: SQLite has rolled them back by now.
+            statements: tuple[str, ...] = ()
             if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _SCHEMA:
-                    connection.execute(statement)
+                statements = (*_SCHEMA_1, *_TO_SCHEMA_2)
+            elif connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+                statements = _TO_SCHEMA_2
+            for statement in statements:
+                connection.execute(statement)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.DatabaseError as error:
@@ -187,9 +304,9 @@ class Store:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
-    def _query(self, statement: str) -> list[tuple[Any, ...]]:
+    def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(statement).fetchall()
+            return self._connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise _unusable(self._path, error, writing=False) from error
 
@@ -253,40 +370,16 @@ def _to_json(content: object) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _to_row(m: Measurement, environment: int) -> tuple[object, ...]:
-    return (
-        m.key,
-        m.operator.kind,
-        _to_json(m.operator.dims),
-        m.dtype,
-        environment,
-        _to_json(m.samples_ms),
-        m.kernel,
-        m.kernel_requested,
-        m.status,
-        m.reason,
-        m.peak_memory_bytes,
-        m.energy_j,
-    )
+def _to_row(row: Row, environment: int) -> tuple[object, ...]:
+    content = sampled_content(row)
+    content |= {name: _to_json(content[name]) for name in _JSON_COLUMNS}
+    if isinstance(row, Measurement):
+        subject: tuple[str, ...] = (row.operator.kind, _to_json(row.operator.dims))
+    else:
+        subject = (row.block.to_json(),)
+    return (row.key, *subject, environment, *(content[name] for name in _COLUMNS))
 
 
-def _from_row(row: tuple[Any, ...], environments: Mapping[int, Environment]) -> Measurement:
-    _, kind, dims, dtype, environment, samples_ms, kernel, requested, status, reason, memory, energy = row
-    operator = Operator(kind, tuple(int(size) for size in json.loads(dims)))
-    samples = tuple(float(sample) for sample in json.loads(samples_ms))
-    if len(operator.dims) != len(KINDS[kind].dims):
-        raise ValueError(f"{kind} has the dimensions {', '.join(KINDS[kind].dims)}, not {dims}")
-    if status not in get_args(Status) or (status == "ok") != bool(samples):
-        raise ValueError(f"status {status!r} with {len(samples)} samples")
-    return Measurement(
-        operator=operator,
-        dtype=dtype,
-        environment=environments[environment],
-        samples_ms=samples,
-        kernel=kernel,
-        kernel_requested=requested,
-        status=status,
-        reason=reason,
-        peak_memory_bytes=memory,
-        energy_j=energy,
-    )
+def _fields(values: Sequence[Any]) -> dict[str, Any]:
+    content = dict(zip(_COLUMNS, values, strict=True))
+    return sampled_fields(content | {name: json.loads(content[name]) for name in _JSON_COLUMNS})

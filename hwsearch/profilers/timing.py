@@ -1,22 +1,26 @@
-"""Timing a callable: warm-up, then samples until their median is known well enough; every sample is kept.
+"""Timing a callable: warm-up until stable, then samples until their median is known well enough; every one is kept.
 
 Stopping rule: the 95% confidence interval of the median from order statistics (ranks n/2 -+ 0.98 sqrt(n), the
 normal approximation of the binomial; Conover, Practical Nonparametric Statistics, section 3.2) must be
 narrower than a few percent of the median on either side, or a cap on samples or time ends it. The median and
-this interval make no assumption on the shape of the noise, which on shared machines has a long right tail.
+this interval make no assumption on the shape of the noise, which on shared machines has a long right tail. Samples
+during which a watch saw the machine disturbed do not count towards it; they and outliers are flagged and kept.
 
 What one sample is depends on the device. On a CPU it is the mean of as many calls as fill LOOP_MS, so that the
 clock's resolution and the cost of a call into Python do not show; such short operators therefore find their
-operands in the caches. On CUDA it is one call between two events with the L2 cache overwritten before it.
+operands in the caches. Where torch computes with one thread, its time is that for which it had a core. On CUDA it is
+one call between two events with the L2 cache overwritten before it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +32,9 @@ __all__ = [
     "Timer",
     "Timing",
     "TimingRule",
+    "Watch",
     "median_interval",
+    "outliers",
     "time_callable",
 ]
 
@@ -36,6 +42,9 @@ LOOP_MS = 1.0  # on a CPU a sample lasts at least this long
 _LEAST_SAMPLES = 8  # below, the interval's ranks fall outside of the sample
 _FEWEST_SAMPLES = 3  # taken however long they last
 _CHECK_EVERY = 4  # samples between two looks at the interval
+_STABLE = 1.05  # the last three warm-up calls must come this close to the fastest
+_PATIENCE = 8  # times the rule's warm-up, after which an unstable function is timed as it is
+_FAR = 5 * 1.4826  # median absolute deviations: five standard deviations of normal noise
 
 Function = Callable[[], object]
 
@@ -55,13 +64,25 @@ class TimingRule:
     warmup_seconds: float = 0.05
 
 
+class Watch(Protocol):
+    """Looks at the machine while samples are taken."""
+
+    def disturbed(self) -> bool:
+        """Whether something that is not the function slowed the machine down since the last call of this."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """samples_ms: milliseconds per call; calls: calls per sample; half_width: reached, relative to the median."""
+    """samples_ms: milliseconds per call; calls: calls per sample; half_width: reached, relative to the median.
+
+    flagged: places of the samples that were disturbed or are outliers.
+    """
 
     samples_ms: tuple[float, ...]
     calls: int
     half_width: float
+    flagged: tuple[int, ...] = ()
 
 
 class Timer(Protocol):
@@ -75,15 +96,30 @@ class Timer(Protocol):
 
 
 class CpuTimer:
-    """Wall clock."""
+    """Wall clock, or with `own_time` the time for which the calling thread had a core.
 
-    loops = True
+    The two are the same on an idle machine; on a shared one the second leaves out what others used the core for. It
+    is right only where the function computes in the calling thread alone. With flush_bytes so much memory is read
+    before every call, outside of the time taken.
+    """
+
+    def __init__(self, *, own_time: bool = False, flush_bytes: int = 0) -> None:
+        self.loops = not flush_bytes
+        self._own_time = own_time
+        self._clock = time.thread_time_ns if own_time else time.perf_counter_ns
+        self._flush = np.ones(flush_bytes // 8)
+
+    def flushing(self, flush_bytes: int) -> CpuTimer:
+        """The same clock, with memory read before every call."""
+        return CpuTimer(own_time=self._own_time, flush_bytes=flush_bytes)
 
     def sample_ms(self, function: Function, /, *, calls: int) -> float:
-        start = time.perf_counter_ns()
+        if not self.loops:
+            self._flush.sum()
+        start = self._clock()
         for _ in range(calls):
             function()
-        return (time.perf_counter_ns() - start) / calls / 1e6
+        return (self._clock() - start) / calls / 1e6
 
 
 class CudaTimer:
@@ -116,27 +152,61 @@ class CudaTimer:
         return total / calls
 
 
-def time_callable(function: Function, *, timer: Timer, rule: TimingRule | None = None) -> Timing:
+def time_callable(
+    function: Function, *, timer: Timer, rule: TimingRule | None = None, watch: Watch | None = None
+) -> Timing:
     """Time `function` until `rule` is met. What `function` raises passes through."""
     rule = rule or TimingRule()
-    started = time.monotonic()
-    fastest_ms = timer.sample_ms(function, calls=1)
-    while time.monotonic() - started < rule.warmup_seconds:
-        fastest_ms = min(fastest_ms, timer.sample_ms(function, calls=1))
+    fastest_ms = _warm_up(function, timer, rule)
     # The clock itself ticks in nanoseconds: a call faster than that would divide by zero.
     calls = max(1, math.ceil(LOOP_MS / max(fastest_ms, 1e-6))) if timer.loops else 1
 
     samples: list[float] = []
+    disturbed: list[int] = []
+    if watch is not None:
+        watch.disturbed()
     started = time.monotonic()
     while len(samples) < rule.max_samples:
         samples.append(timer.sample_ms(function, calls=calls))
+        if watch is not None and watch.disturbed():
+            disturbed.append(len(samples) - 1)
         seconds = time.monotonic() - started
         if len(samples) >= _FEWEST_SAMPLES and seconds > rule.max_seconds:
             break
         checked = len(samples) % _CHECK_EVERY == 0 and seconds >= rule.min_seconds
-        if checked and median_interval(samples) <= rule.half_width:
+        if checked and median_interval(_without(samples, disturbed)) <= rule.half_width:
             break
-    return Timing(samples_ms=tuple(samples), calls=calls, half_width=median_interval(samples))
+    flagged = sorted({*disturbed, *outliers(samples)})
+    counted = _without(samples, flagged) or samples
+    return Timing(
+        samples_ms=tuple(samples), calls=calls, half_width=median_interval(counted), flagged=tuple(flagged)
+    )
+
+
+def _warm_up(function: Function, timer: Timer, rule: TimingRule) -> float:
+    """Call until the rule's time is over and the last calls are as fast as the fastest, whose ms are returned."""
+    started = time.monotonic()
+    times = [timer.sample_ms(function, calls=1)]
+    while (elapsed := time.monotonic() - started) < _PATIENCE * rule.warmup_seconds:
+        if elapsed >= rule.warmup_seconds and len(times) > 2 and min(times[-3:]) <= _STABLE * min(times):
+            break
+        times.append(timer.sample_ms(function, calls=1))
+    return min(times)
+
+
+def _without(samples: list[float], places: Sequence[int]) -> list[float]:
+    out = set(places)
+    return [sample for i, sample in enumerate(samples) if i not in out]
+
+
+def outliers(samples: Sequence[float]) -> list[int]:
+    """Places of samples farther from the median than noise takes them, and than a tenth of it; needs eight."""
+    if len(samples) < _LEAST_SAMPLES:
+        return []
+    values = np.asarray(samples)
+    middle = np.median(values)
+    away = np.abs(values - middle)
+    return [int(i) for i in np.flatnonzero(away > max(_FAR * float(np.median(away)), 0.1 * middle))]
 
 
 def median_interval(samples: list[float]) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from hwsearch.search.labels import Labels
+from hwsearch.search.memory import Memory
 from hwsearch.search.problem import Additive, Pairwise
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
@@ -31,6 +32,7 @@ _START = 1e-5  # first threshold above the bound, as a share of the range of the
 _LABELS = 200_000
 _ROUNDING = 1e-9
 _SETTLED = 512  # combinations of tied members that are tried one by one
+_NODES = 1024  # choices, times what their paths may have seen
 
 Check = Callable[[Genomes], tuple[FloatArray, BoolArray]]
 
@@ -63,22 +65,24 @@ class Chain:
     def __init__(self, costs: Sequence[Additive | Pairwise], *, rules: Rules) -> None:
         self.rules = rules
         self.num_costs = len(costs)
+        self.memory = Memory(rules.num_choices, orders=rules.orders, needs=rules.needs)
         unary = [cost.table for cost in costs]
-        self.unary: FloatArray = np.concatenate((np.stack(unary), rules.limit_tables))
-        layers, choices = self.unary.shape[1:]
+        self.unary: FloatArray = self.memory.unfold(np.concatenate((np.stack(unary), rules.limit_tables)))
+        layers, nodes = self.unary.shape[1:]
         self.between: FloatArray | None = None
         if any(isinstance(cost, Pairwise) for cost in costs):
-            self.between = np.zeros((len(self.unary), layers - 1, choices, choices))
+            self.between = np.zeros((len(self.unary), layers - 1, nodes, nodes))
             for i, cost in enumerate(costs):
                 if isinstance(cost, Pairwise):
                     assert cost.adjacent is not None
-                    self.between[i] = cost.adjacent
-        self.blocked = np.where(rules.forbidden, np.inf, 0.0) if rules.forbidden.any() else None
+                    self.between[i] = self.memory.unfold(cost.adjacent, axes=2)
+        blocked = self.memory.blocked(rules.forbidden)
+        self.blocked = np.where(blocked, np.inf, 0.0) if blocked.any() else None
         self.constants = np.zeros(len(self.unary))
         self.constants[: len(costs)] = [cost.constant for cost in costs]
         peaks = [(i, cost.peak) for i, cost in enumerate(costs) if isinstance(cost, Additive)]
         self.peaked = [i for i, peak in peaks if peak is not None]
-        self.peaks = [peak for _, peak in peaks if peak is not None]
+        self.peaks = [self.memory.unfold(peak) for _, peak in peaks if peak is not None]
 
     def cheapest(
         self,
@@ -126,7 +130,7 @@ class Chain:
             bound=bound,
             proven=best.proven,
             prices=None if priced is None else priced.prices[0],
-            closed=None if priced is None else np.isinf(priced.closed),
+            closed=None if priced is None else self.memory.opened(np.isinf(priced.closed)),
         )
 
     def _settled(self) -> Iterator[BoolArray]:
@@ -140,10 +144,10 @@ class Chain:
     def togo(
         self, unary: FloatArray, between: FloatArray | None, closed: FloatArray
     ) -> tuple[FloatArray, float]:
-        """Least cost after each (layer, choice), (L, C), and of a whole path."""
-        layers, choices = unary.shape
+        """Least cost after each (layer, node), (L, N), and of a whole path; see `Memory` for nodes."""
+        layers, nodes = unary.shape
         open_unary = unary + closed
-        togo = np.zeros((layers, choices))
+        togo = np.zeros((layers, nodes))
         blocked = self.blocked
         for layer in range(layers - 2, -1, -1):
             after = (open_unary[layer + 1] + togo[layer + 1])[None]
@@ -183,8 +187,8 @@ class Chain:
         closed: what each layer may not take, (L, C).
         """
         unary, between = self.priced(prices)
-        shut = np.where(closed, np.inf, 0.0)
-        return self.follow(unary, between, shut, self.togo(unary, between, shut)[0])
+        shut = np.where(self.memory.closed(closed), np.inf, 0.0)
+        return self.memory.fold(self.follow(unary, between, shut, self.togo(unary, between, shut)[0]))
 
     @property
     def combinations(self) -> int:
@@ -193,8 +197,8 @@ class Chain:
 
     @property
     def tractable(self) -> bool:
-        """Whether `cheapest` is exact: order rules it does not know, and ties it tries one by one."""
-        return not self.rules.orders and self.combinations <= _SETTLED
+        """Whether `cheapest` is in reach: ties are tried one by one, and rules on what came before double the nodes."""
+        return self.combinations <= _SETTLED and self.unary.shape[2] <= _NODES
 
 
 def _merged(one: Paths, other: Paths, count: int) -> Paths:
@@ -216,6 +220,7 @@ class _Part:
         self, chain: Chain, closed: BoolArray, limits: FloatArray, *, near: FloatArray | None
     ) -> None:
         self.chain = chain
+        closed = chain.memory.closed(closed)
         self.closed = np.where(closed, np.inf, 0.0)
         self.offset = chain.constants.copy()
         self.floors = np.zeros(len(chain.peaks))
@@ -316,7 +321,8 @@ class _Part:
         step = _START * self.spread
         while True:
             threshold = min(self.bound + step, upper)
-            drafts, complete = grow.below(threshold)
+            nodes, complete = grow.below(threshold)
+            drafts = self.chain.memory.fold(nodes)
             drafts_values, fits = check(drafts)
             if fits.any():
                 order = np.argsort(drafts_values[fits], kind="stable")

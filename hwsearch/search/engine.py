@@ -27,7 +27,7 @@ from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
 from hwsearch.search.study import Study
 
-__all__ = ["GENERATIONS", "POPULATION", "Progress", "SearchResult", "Solver", "search"]
+__all__ = ["GENERATIONS", "POPULATION", "Progress", "SearchResult", "Solver", "search", "summary"]
 
 Solver = Literal["auto", "exact", "evolve", "beam"]
 POPULATION = 200
@@ -150,14 +150,14 @@ def search(
         )
         if study:
             evaluate(result.genomes)  # for the journal: the exact solver evaluates nothing
-            study.finish(_summary(problem, result, {**engine, "settings": study.recall("settings")}))
+            study.finish(summary(problem, result, {**engine, "settings": study.recall("settings")}))
         return result
     evolution = Evolution(narrowed, population=population, seed=seed)
     reference: FloatArray | None = None
     if study:
         history = study.history()
         if history.state is not None:
-            if len(history.batches) > generations:
+            if len(history.batches) > generations and not evaluations:
                 raise InputError(
                     f"{study.directory} holds {len(history.batches)} generations: ask for at least as many, not "
                     f"{generations}"
@@ -171,13 +171,12 @@ def search(
         started = time.perf_counter()
         costs = evaluate(genomes)
         seconds = time.perf_counter() - started
-        known = np.isfinite(costs).all(axis=1)
-        evolution.tell(genomes[known], costs[known])
+        evolution.tell(genomes, costs)
         if study:
             violations = problem.violations(costs)
             study.record(evolution.generation, genomes, costs, violations, evolution.state(), seconds=seconds)
-        if reference is None and known.any():
-            reference = _reference(problem, costs[known])
+        if reference is None:
+            reference = _reference(problem, costs)
         if on_generation:
             archive = evolution.archive
             best = float(archive.objectives[0, 0]) if len(archive) else None
@@ -205,12 +204,14 @@ def search(
     )
     if study:
         run = {**engine, "generations": generations, "settings": study.recall("settings")}
-        study.finish(_summary(problem, result, run))
+        study.finish(summary(problem, result, run))
     return result
 
 
-def _reference(problem: Problem, costs: FloatArray) -> FloatArray:
-    return reference_point(costs[:, problem.objective_columns])
+def _reference(problem: Problem, costs: FloatArray) -> FloatArray | None:
+    """None where every evaluation failed."""
+    known = costs[np.isfinite(costs).all(axis=1)]
+    return reference_point(known[:, problem.objective_columns]) if len(known) else None
 
 
 def _exact(problem: Problem, study: Study | None, *, asked: Problem) -> ExactResult | None:
@@ -277,7 +278,7 @@ def _nothing_found(problem: Problem, evolution: Evolution, exact: ExactResult | 
     )
 
 
-def _summary(problem: Problem, result: SearchResult, run: dict[str, Any]) -> dict[str, Any]:
+def summary(problem: Problem, result: SearchResult, run: dict[str, Any]) -> dict[str, Any]:
     """result.json. The caller writes architectures; here stand genomes and objective values."""
     front = [
         {"genome": genome, "objectives": values}

@@ -165,7 +165,10 @@ class Evaluator:
             known[genomes[i].tobytes()] = costs[i]
             self.measured += 1
         if len(errors) == len(genomes) == self.measured:
-            raise InputError(f"all {len(errors)} evaluations failed; the first said: {errors[0]}")
+            raise InputError(
+                f"all {len(errors)} evaluations failed; the first said: {errors[0]}. Mend that and start again in "
+                "another directory"
+            )
 
     def _keep(self, genome: Genomes, costs: FloatArray, *, seed: int, seconds: float, error: str) -> None:
         evaluation = Evaluation(

@@ -19,10 +19,11 @@ import numpy as np
 from hwsearch.errors import InputError
 from hwsearch.search.guide import Guide
 from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
-from hwsearch.search.problem import Problem
+from hwsearch.search.problem import Additive, Pairwise, Problem
 from hwsearch.search.reference import directions, survivors
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
+from hwsearch.search.thrift import Thrift
 from hwsearch.search.variation import Rates, corners, vary
 
 __all__ = ["Evolution"]
@@ -54,11 +55,15 @@ class Evolution:
         self.size = population
         self.generation = 0
         self.evaluations = 0
+        self.failed = 0
         self.rules = Rules(space)
         self.rates = Rates(self.rules)
         self.guide = Guide(problem, rules=self.rules, spread=_spread) if guided else None
         self.archive = Archive(num_layers=space.num_layers, num_objectives=len(problem.objectives))
-        self.population = np.empty(0, dtype=np.int64)  # evaluation numbers, best first
+        self.population = np.empty(0, dtype=np.int64)  # numbers of evaluations that did not fail, best first
+        known = [budget for budget in problem.budgets if isinstance(budget.cost, Additive | Pairwise)]
+        # An evaluation that is free takes less time than a repair.
+        self._thrift = Thrift(known, rules=self.rules) if known and problem.tier != "free" else None
         self._rng = np.random.default_rng(seed)
         self._start = start
         self._seen: set[bytes] = set()
@@ -120,7 +125,13 @@ class Evolution:
         return np.concatenate((given, edges, spread))
 
     def _even(self, n: int) -> Genomes:
-        """n random genomes; in a space without rules every choice of a layer occurs equally often."""
+        """n random genomes, brought within the budgets that are known; without rules all choices equally often."""
+        spread = self._uniform(n)
+        if self._thrift is None:
+            return spread
+        return self._thrift.within(spread, loss=self._rng.random((n, *self.rules.allowed.shape)))
+
+    def _uniform(self, n: int) -> Genomes:
         if not self.rules.free:
             return self.problem.space.sample(n, rng=self._rng)
         columns = []
@@ -131,10 +142,15 @@ class Evolution:
         return np.stack(columns, axis=1)
 
     def _guided(self, guide: Guide, size: int) -> Genomes:
-        """What the model proposes; before there is one, more genomes to learn it from."""
-        if self.evaluations < guide.first_fit and guide.tier != "free":
-            return self._even(min(size, guide.first_fit - self.evaluations))
-        if not guide.due(self.evaluations):
+        """What the model proposes; before there is one, more genomes to learn it from.
+
+        Where evaluations are free half of these are left to the evolution, which alone would leave choices unknown.
+        """
+        known = self.evaluations - self.failed
+        if known < guide.first_fit:
+            share = size // 2 if guide.tier == "free" else size
+            return self._even(min(share, guide.first_fit - known))
+        if not guide.due(known):
             return self._genomes[:0]
         genomes = np.concatenate([genomes for genomes, _ in self._batches])
         costs = np.concatenate([costs for _, costs in self._batches])
@@ -142,20 +158,25 @@ class Evolution:
         return guide.propose(genomes, costs, share, rng=self._rng)
 
     def tell(self, genomes: Genomes, costs: FloatArray) -> None:
-        """Takes the costs (n, k) of the genomes (n, layers) that `ask` proposed, and selects."""
-        first = self.evaluations
+        """Takes the costs (n, k) of the genomes (n, layers) that `ask` proposed, and selects.
+
+        A row that is not finite failed: it counts, is not asked for again, and takes part in nothing else.
+        """
+        first = self.evaluations - self.failed
         old = len(self._genomes)
-        self._absorb(genomes, costs)
+        known = self._absorb(genomes, costs)
+        used = self._used[known] if len(self._used) == len(genomes) else self._used[:0]
+        genomes, costs = genomes[known], costs[known]
         numbers = np.concatenate((self.population, np.arange(first, first + len(genomes))))
         pool = np.concatenate((self._genomes, genomes))
         pool_costs = np.concatenate((self._costs, costs))
         kept = self._selected(pool_costs)
         self.population, self._genomes, self._costs = numbers[kept], pool[kept], pool_costs[kept]
-        if old and len(self._used) == len(genomes):
+        if old and len(used) == len(genomes):
             survived = np.zeros(len(pool), dtype=bool)
             survived[kept] = True
-            made = self._used.any(axis=1)
-            self.rates.learn(self._used[made], survived[old:][made])
+            made = used.any(axis=1)
+            self.rates.learn(used[made], survived[old:][made])
 
     def _selected(self, costs: FloatArray) -> Genomes:
         """Which rows of costs (p, k) form the next population, best first."""
@@ -168,17 +189,21 @@ class Evolution:
         crowding = crowding_distance(objectives, ranks)
         return np.lexsort((-crowding, ranks))[: self.size]
 
-    def _absorb(self, genomes: Genomes, costs: FloatArray) -> None:
-        """Everything that depends on the evaluations alone; a restored run goes through it again."""
+    def _absorb(self, genomes: Genomes, costs: FloatArray) -> BoolArray:
+        """Everything that depends on the evaluations alone; a restored run goes through it again. Who did not fail."""
+        known: BoolArray = np.all(np.isfinite(costs), axis=1)
         self._seen.update(_keys(genomes))
+        self.generation += 1
+        self.evaluations += len(genomes)
+        self.failed += int((~known).sum())
+        genomes, costs = genomes[known], costs[known]
         if self.guide:
             self._batches.append((genomes, costs))
         objectives = costs[:, self.problem.objective_columns]
         feasible = self.problem.violations(costs) <= 0
         if feasible.any():
             self.archive.add(genomes[feasible], objectives[feasible])
-        self.generation += 1
-        self.evaluations += len(genomes)
+        return known
 
     def state(self) -> dict[str, Any]:
         """Random state, population and what was learnt, as JSON; with the evaluations it makes the run whole again."""
@@ -192,11 +217,10 @@ class Evolution:
     def restore(self, batches: list[tuple[Genomes, FloatArray]], state: Mapping[str, Any]) -> None:
         """Takes a new run to where another was: its genomes and costs by generation, and its last state."""
         assert self.generation == 0
-        for genomes, costs in batches:
-            self._absorb(genomes, costs)
+        kept = [(genomes, costs, self._absorb(genomes, costs)) for genomes, costs in batches]
         self.population = np.array(state["population"], dtype=np.int64)
-        self._genomes = np.concatenate([genomes for genomes, _ in batches])[self.population]
-        self._costs = np.concatenate([costs for _, costs in batches])[self.population]
+        self._genomes = np.concatenate([genomes[known] for genomes, _, known in kept])[self.population]
+        self._costs = np.concatenate([costs[known] for _, costs, known in kept])[self.population]
         self._rng.bit_generator.state = state["rng"]
         self.rates.restore(state["rates"])
         if self.guide:

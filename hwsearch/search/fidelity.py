@@ -1,6 +1,6 @@
 """Search with few expensive evaluations: a learnt model proposes, cheap fidelities filter, few are measured in full.
 
-Each round a model of the expensive objective is fitted to everything measured so far (`noisy_model`: a Gaussian
+Each round a model of the expensive objective is fitted to everything measured so far (`GenomeGP`: a Gaussian
 process that learns the noise of every fidelity). An evolution, which costs nothing, spreads along the trade-offs
 between the model's lower confidence bound and the other objectives, within the budgets; of what it finds, the genomes
 that would add most hypervolume to the front are measured, each chosen as if those before it came out as well as hoped
@@ -22,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import InfeasibleError, InputError
+from hwsearch.genome_gp import GenomeGP
+from hwsearch.search.engine import SearchResult, summary
 from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.evolution import Evolution
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import Executor
 from hwsearch.search.hypervolume import hypervolume, reference_point
 from hwsearch.search.infeasible import explain
-from hwsearch.search.noisy_model import NoisyModel
-from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
+from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance, knee
 from hwsearch.search.problem import Additive, Objective, Pairwise, Problem
 from hwsearch.search.pruning import pruned
 from hwsearch.search.space import FloatArray, Genomes
@@ -44,6 +45,7 @@ _POPULATION, _GENERATIONS = (
 _DRAWS = 6  # of the model's tables, each minimised exactly
 _PRIORS = 4  # random objectives whose trade-offs make the first candidates
 _CAUTION = 1.0  # standard deviations below the mean that are hoped for
+_PROBED = 512  # genomes drawn to see whether a space is so small that all of it can be measured
 _PAIRED = 4  # genomes measured at both fidelities before a line is drawn through them
 
 
@@ -116,6 +118,16 @@ def fidelity_search(
             on_round(run.progress(number))
     if not len(run.archive):
         raise InfeasibleError(explain(problem))
+    if study:
+        found = SearchResult(
+            genomes=run.archive.genomes,
+            objectives=run.archive.objectives,
+            knee=knee(run.archive.objectives),
+            evaluations=run.full,
+            exact=None,
+        )
+        ran = {"solver": "fidelity", "seed": seed, "settings": study.recall("settings")}
+        study.finish(summary(problem, found, ran))
     return FidelityResult(
         genomes=run.archive.genomes,
         objectives=run.archive.objectives,
@@ -160,7 +172,8 @@ class _Run:
         genomes, values, rungs = self._known()
         if len(genomes) < 2 * self.problem.space.num_layers:
             return self._first(count)
-        model = NoisyModel.fit(genomes, values, fidelity=rungs)
+        choices = self.problem.space.allowed_mask.shape[1]
+        model = GenomeGP.fit(genomes, values, num_choices=choices, fidelity=rungs)
 
         def hoped(asked: Genomes) -> FloatArray:
             mean, deviation = model.predict(asked)
@@ -169,11 +182,11 @@ class _Run:
         pool, objectives = self._spread(hoped, count, self._optima(model))
         return pool[self._improving(objectives, count)]
 
-    def _optima(self, model: NoisyModel) -> Genomes:
+    def _optima(self, model: GenomeGP) -> Genomes:
         """The exact optima within the budgets of what the model says adds up over layers, and of draws around it."""
         if not all(isinstance(budget.cost, Additive | Pairwise) for budget in self.problem.budgets):
             return np.empty((0, self.problem.space.num_layers), dtype=np.int64)
-        mean, deviation = model.tables(self.problem.space.allowed_mask.shape[1])
+        mean, deviation = model.layers()
         found = []
         for strength in np.repeat([0.0, 1.0], [1, _DRAWS]):
             table = Additive(mean + strength * deviation * self._rng.normal(size=mean.shape))
@@ -212,13 +225,28 @@ class _Run:
         return slope, float(y.mean() - slope * x.mean())
 
     def _first(self, count: int) -> Genomes:
-        """Candidates before there is a model: trade-offs of random objectives within the budgets."""
+        """Candidates before there is a model: all where there are no more, else trade-offs of random objectives."""
+        everything = self._small(count)
+        if everything is not None:
+            return everything
         parts = []
         for _ in range(_PRIORS):
             table = Additive(self._rng.normal(size=self.problem.space.allowed_mask.shape))
             pool, _ = self._spread(table, count)
             parts.append(self._rng.permutation(pool)[: -(-count // _PRIORS)])
         return np.unique(np.concatenate(parts), axis=0)[:count]
+
+    def _small(self, count: int) -> Genomes | None:
+        """Everything within the budgets that was not measured yet, where a sample shows no more than `count` of it."""
+        space = self.problem.space
+        found = np.unique(space.sample(_PROBED, rng=np.random.default_rng(0)), axis=0)
+        if len(found) > _PROBED // 8:
+            return None  # too many to be sure that the sample has them all
+        known = {genome for measured in self.found.values() for genome in measured}
+        fits = np.array([tuple(genome) not in known for genome in found.tolist()])
+        for budget in self.problem.budgets:
+            fits &= budget.cost(found) <= budget.at_most
+        return found[fits] if fits.sum() <= count else None
 
     def _spread(
         self, cost: Callable[[Genomes], FloatArray], count: int, more: Genomes | None = None

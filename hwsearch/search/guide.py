@@ -31,7 +31,7 @@ _TRUSTED = 0.3  # share of variance explained below which a model is not asked
 _CERTAIN = 1 - 1e-9
 _EXACT = 3e-4  # root mean square error, as a share of the spread, at which a model is not fitted again
 _ROWS = 1500  # evaluations that a model is fitted to: half of them the best, half the latest
-_GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 10.0}  # evaluations between refits, as a factor
+_GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 4.0}  # evaluations between refits, as a factor
 _PATIENT = 1000  # below so many evaluations every generation is a refit unless evaluations are free
 _SELECT = 1.6  # evaluations between choices of the form, as a factor
 _ADAPT = 400  # below so many evaluations every refit adapts the prior, above every fourth
@@ -174,7 +174,7 @@ class Guide:
     def _rows(self, costs: FloatArray) -> Genomes:
         """Which evaluations (e, k) a model is fitted to."""
         rows = np.arange(len(costs))
-        most = self.first_fit if self.tier == "free" else _ROWS
+        most = 10 * self.first_fit if self.tier == "free" else _ROWS
         if len(costs) <= most:
             return rows
         violations = self.problem.violations(costs)

@@ -89,6 +89,13 @@ class Programme:
                 for before in range(layer):
                     columns = np.concatenate((self._of(layer, first), self._of(before, later)))
                     self._row(columns, 1.0, -np.inf, 1.0)
+        for what, earlier in self.space.need_masks:
+            for layer in range(self.space.num_layers):
+                needy = self._of(layer, what)
+                had = [self._of(before, earlier) for before in range(layer)]
+                columns = np.concatenate((needy, *had))
+                values = np.repeat([1.0, -1.0], [len(needy), len(columns) - len(needy)])
+                self._row(columns, values, -np.inf, 0.0)
 
     def _transitions(self) -> None:
         """Choices with the same forbidden successors share a row per pair of layers."""
@@ -134,8 +141,16 @@ class Programme:
             self._together[first, second] = variables
         return self._together[first, second]
 
-    def solve(self, slack: FloatArray, time_limit_s: float) -> tuple[Genomes | None, float, bool] | None:
-        """(genome or None, bound, proven); None where there is provably no genome."""
+    def exclude(self, genome: Genomes) -> None:
+        """Cuts one genome (layers,) off."""
+        columns = self.index[np.arange(len(genome)), genome]
+        self._row(columns, 1.0, -np.inf, len(genome) - 1.0)
+
+    def solve(self, time_limit_s: float) -> tuple[Genomes | None, float, bool] | None:
+        """(genome or None, bound, proven); None where there is provably no genome.
+
+        HiGHS keeps rows to a tolerance: the genome may exceed a budget by some 1e-7 of it.
+        """
         inside = self.index >= 0
         # Only differences within a layer matter; without the rest the tolerances apply to what matters.
         base = np.where(inside, self.cost.table, np.inf).min(axis=1)
@@ -151,8 +166,8 @@ class Programme:
         objective[: int(inside.sum())] -= np.broadcast_to(base[:, None], inside.shape)[inside]
         low = np.array([row[2] for row in self._rows])
         high = np.array([row[3] for row in self._rows])
-        for row, (budget, tables), tighter in zip(self._budget_rows, self.budgets, slack, strict=True):
-            high[row] = (budget.at_most - tables.constant - tighter) / budget.scale
+        for row, (budget, tables) in zip(self._budget_rows, self.budgets, strict=True):
+            high[row] = (budget.at_most - tables.constant) / budget.scale
         lengths = [len(row[0]) for row in self._rows]
         matrix = csr_array(
             (

@@ -33,7 +33,7 @@ class Tie:
 
 
 class Rules:
-    """Ties, limits and forbidden transitions of a space, vectorised over a population."""
+    """Ties, limits, transitions and rules on what came before, of a space, vectorised over a population."""
 
     def __init__(self, space: Space) -> None:
         choices = space.allowed_mask.shape[1]
@@ -43,6 +43,7 @@ class Rules:
         self.ties = [Tie(classes) for classes in space.tie_classes]
         self.limits = [(rule.members, rule.at_least, rule.at_most) for rule in space.count_rules]
         self.orders = list(space.order_masks)
+        self.needs = list(space.need_masks)
         # Limits as additive costs with upper bounds, for a solver that prices costs.
         tables, bounds = [np.zeros((0, *self.allowed.shape))], []
         for members, at_least, at_most in self.limits:
@@ -56,7 +57,7 @@ class Rules:
         self.limit_tables = np.concatenate(tables)
         self.limit_bounds = np.array(bounds, dtype=np.float64)
         self.num_choices = choices
-        self.free = not (self.ties or self.limits or self.orders or self.forbidden.any())
+        self.free = not (self.ties or self.limits or self.orders or self.needs or self.forbidden.any())
 
     def options(self, genomes: Genomes, layers: NDArray[np.int64]) -> BoolArray:
         """What layer layers[i] of genome i may change to while the rest of the genome stays, (n, C).
@@ -86,6 +87,12 @@ class Rules:
             seen = (later[genomes] & (positions < layers[:, None])).any(axis=1, keepdims=True)
             to_come = (first[genomes] & (positions > layers[:, None])).any(axis=1, keepdims=True)
             options &= ~(first & seen) & ~(later & to_come)
+        for what, earlier in self.needs:
+            others = earlier[genomes] & (positions != layers[:, None])
+            first_other = np.where(others.any(axis=1), np.argmax(others, axis=1), genomes.shape[1])[:, None]
+            waiting = what[genomes] & (positions <= first_other) & (positions > layers[:, None])
+            options &= ~what | (first_other < layers[:, None])
+            options &= earlier | ~(waiting.any(axis=1) & earlier[current])[:, None]
         if self.forbidden.any():
             before = genomes[rows, np.maximum(layers - 1, 0)]
             after = genomes[rows, np.minimum(layers + 1, genomes.shape[1] - 1)]
@@ -142,6 +149,12 @@ class Rules:
             early, late = first[genomes], later[genomes]
             faults |= early & np.logical_or.accumulate(late, axis=1)
             faults |= late & np.logical_or.accumulate(early[:, ::-1], axis=1)[:, ::-1]
+        for what, earlier in self.needs:
+            had = np.logical_or.accumulate(earlier[genomes], axis=1)
+            orphans = what[genomes]
+            orphans[:, 1:] &= ~had[:, :-1]
+            behind = np.logical_or.accumulate(orphans[:, ::-1], axis=1)[:, ::-1]
+            faults |= orphans | (behind & (self.allowed & earlier).any(axis=1))
         broken = self.forbidden[genomes[:, :-1], genomes[:, 1:]]
         faults[:, :-1] |= broken
         faults[:, 1:] |= broken

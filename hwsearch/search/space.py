@@ -1,8 +1,8 @@
 """What the engine needs to know of a search space, and the plainest space there is.
 
-`hwsearch.searchspace.SearchSpace` fits `Space` as it stands. Somebody else's space fits it by the same eight
-names; one without rules leaves `tie_classes`, `count_rules` and `order_masks` empty and `transition_mask` all
-False, as `GridSpace` does.
+`hwsearch.searchspace.SearchSpace` fits `Space` as it stands. Somebody else's space fits it by the same nine
+names; one without rules leaves `tie_classes`, `count_rules`, `order_masks` and `need_masks` empty and
+`transition_mask` all False, as `GridSpace` does.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Space(Protocol):
     """Genomes of L layers with one of C choices each, and the rules they obey.
 
     The rules only guide the operators and the exact solver: `valid` has the last word on every genome. The
-    exact solver is right only if `allowed_mask`, `tie_classes`, `count_rules`, `order_masks` and
-    `transition_mask` say all that `valid` checks.
+    exact solver is right only if `allowed_mask`, `tie_classes`, `count_rules`, `order_masks`, `need_masks`
+    and `transition_mask` say all that `valid` checks.
     """
 
     @property
@@ -54,6 +54,11 @@ class Space(Protocol):
     @property
     def order_masks(self) -> Sequence[tuple[BoolArray, BoolArray]]:
         """Per order rule which choices (C,) may not come anywhere after which (C,)."""
+        ...
+
+    @property
+    def need_masks(self) -> Sequence[tuple[BoolArray, BoolArray]]:
+        """Per need which choices (C,) may only come somewhere after which (C,)."""
         ...
 
     @property
@@ -94,6 +99,10 @@ class GridSpace:
 
     @property
     def order_masks(self) -> tuple[tuple[BoolArray, BoolArray], ...]:
+        return ()
+
+    @property
+    def need_masks(self) -> tuple[tuple[BoolArray, BoolArray], ...]:
         return ()
 
     @cached_property

@@ -55,7 +55,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class History:
-    """What a journal holds: (genomes, costs) of each generation without what failed, and the state after the last."""
+    """What a journal holds: (genomes, costs) of each generation, NaN where it failed, and the state after the last."""
 
     batches: list[tuple[Genomes, FloatArray]]
     state: Mapping[str, Any] | None
@@ -256,14 +256,13 @@ class Study:
             raise damaged(journal, "its evaluations and generations do not match")
         if not sizes:
             return History([], None)
-        good = [row for row in rows if row[2] is not None]
-        widths = {(len(row[1]) // 2, len(row[2]) // 8) for row in good}
-        if len(widths) > 1:
-            raise damaged(journal, "its genomes differ in length")
-        layers, k = next(iter(widths), (0, 0))
-        genomes = np.array([np.frombuffer(row[1], "<i2") for row in good], dtype=np.int64).reshape(-1, layers)
-        costs = np.array([np.frombuffer(row[2], "<f8") for row in good], dtype=np.float64).reshape(-1, k)
-        ends = np.searchsorted([row[0] for row in good], [number for number, _ in sizes], side="right")[:-1]
+        failed = np.full(len(self.recall("costs")["names"]), np.nan)
+        values = [failed if row[2] is None else np.frombuffer(row[2], "<f8") for row in rows]
+        if len({len(row[1]) for row in rows}) > 1 or any(len(value) != len(failed) for value in values):
+            raise damaged(journal, "its genomes or costs differ in length")
+        genomes = np.array([np.frombuffer(row[1], "<i2") for row in rows], dtype=np.int64)
+        costs = np.array(values, dtype=np.float64)
+        ends = np.cumsum([count for _, count in sizes])[:-1]
         return History(
             list(zip(np.split(genomes, ends), np.split(costs, ends), strict=True)), json.loads(state[1])
         )

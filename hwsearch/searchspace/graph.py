@@ -2,9 +2,9 @@
 
 A node is a layer boundary together with what the rules must remember of the path so far: the transition class of
 the last choice, how many layers of a limited kind there were, in all and in the running block of a pattern, which
-member a tied group has settled on, and what an order rule has seen. An edge carries the choices of one layer that
-lead from one memory to the next, so every path with one choice per edge is exactly one architecture. Dynamic
-programming over it counts architectures, draws them uniformly (by rank: an integer below the size is an
+member a tied group has settled on, and what a rule on earlier layers has seen. An edge carries the choices of one
+layer that lead from one memory to the next, so every path with one choice per edge is exactly one architecture.
+Dynamic programming over it counts architectures, draws them uniformly (by rank: an integer below the size is an
 architecture), and gives for every (layer, choice) the least additive cost of any architecture that uses it.
 """
 
@@ -42,6 +42,7 @@ class _State:
     blocks: tuple[int, ...]
     ties: tuple[int, ...]
     orders: tuple[bool, ...]
+    needs: tuple[bool, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Automaton:
 
     successors: (C, C), which choice may follow which. limits, patterns: with their members (C,).
     ties: class of each choice, (C,), -1 outside. orders: (first, later) members (C,): none of `first` may come
-    after one of `later`.
+    after one of `later`. needs: (what, earlier) members (C,): `what` may only come after one of `earlier`.
     """
 
     successors: NDArray[np.bool_]
@@ -58,6 +59,7 @@ class Automaton:
     patterns: tuple[tuple[NDArray[np.bool_], Pattern], ...]
     ties: tuple[IntArray, ...]
     orders: tuple[tuple[NDArray[np.bool_], NDArray[np.bool_]], ...]
+    needs: tuple[tuple[NDArray[np.bool_], NDArray[np.bool_]], ...]
     num_layers: int
 
     @cached_property
@@ -75,7 +77,7 @@ class Automaton:
         """Per choice the first choice that no rule tells it from."""
         columns = [self._last_class, *self.successors]
         columns += [mask.astype(np.int64) for mask, _ in (*self.limits, *self.patterns)]
-        columns += [*self.ties, *(mask for pair in self.orders for mask in pair)]
+        columns += [*self.ties, *(mask for pair in (*self.orders, *self.needs) for mask in pair)]
         signatures = np.column_stack([np.asarray(column, dtype=np.int64) for column in columns])
         first: dict[bytes, int] = {}
         return tuple(first.setdefault(row.tobytes(), i) for i, row in enumerate(signatures))
@@ -88,6 +90,7 @@ class Automaton:
             blocks=(0,) * len(self.patterns),
             ties=(_UNSET,) * len(self.ties),
             orders=(False,) * len(self.orders),
+            needs=(False,) * len(self.needs),
         )
 
     def step(self, state: _State, layer: int, choice: int) -> _State | None:
@@ -123,8 +126,13 @@ class Automaton:
             if seen and first[choice]:
                 return None
             orders.append(bool(seen or later[choice]))
+        needs = []
+        for seen, (what, earlier) in zip(state.needs, self.needs, strict=True):
+            if what[choice] and not seen:
+                return None
+            needs.append(bool(seen or earlier[choice]))
         last = int(self._last_class[choice])
-        return _State(last, tuple(counts), tuple(blocks), tuple(ties), tuple(orders))
+        return _State(last, tuple(counts), tuple(blocks), tuple(ties), tuple(orders), tuple(needs))
 
     def accepts(self, state: _State) -> bool:
         """Whether a path may end here."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hwsearch.searchspace.spaceloader import SUFFIXES, load_space
 __all__ = ["PRESETS", "Preset", "preset_named", "space_named"]
 
 _NO_TWO_EMPTY = [("none", "none")]
+_SMALL = 512  # below this hidden size a model is a toy for tests and studies, and head dimensions of 128 would dwarf it
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,29 @@ def _spec(**content: Any) -> SpaceSpec:
 
 def _jet(base: Base) -> tuple[int, int, int]:
     """Heads, d_K and d_V of the published JetBlocks: d_K 96 below a hidden size of 2048, 128 from there on, d_V 256,
-    and one head per 128 channels, an even number."""
+    and one head per 128 channels, an even number. Small models get heads of 32, as many as fill their hidden size."""
+    if base.hidden_size < _SMALL:
+        return 2 * max(base.hidden_size // 64, 1), 32, 32
     return 2 * max(base.hidden_size // 256, 1), 128 if base.hidden_size >= 2048 else 96, 256
 
 
 def _window(base: Base) -> int:
+    if base.hidden_size < _SMALL:
+        return max(base.max_position_embeddings // 16, 16)
     return 2048 if base.hidden_size >= 2048 else 1152
 
 
 def _delta(base: Base) -> dict[str, Any]:
-    """A gated delta net with two value heads per key head of 128 x 128, the shape of Qwen3.5."""
+    """A gated delta net with two value heads per key head of 128 x 128, the shape of Qwen3.5; small ones: 32 x 32."""
     heads, _, _ = _jet(base)
+    small = base.hidden_size < _SMALL
+    key_heads, dims = (heads // 2, 32) if small else (heads, 128)
     return {
         "kind": "gated_delta_net",
-        "num_k_heads": heads,
-        "num_v_heads": 2 * heads,
-        "head_k_dim": 128,
-        "head_v_dim": 128,
+        "num_k_heads": key_heads,
+        "num_v_heads": 2 * key_heads,
+        "head_k_dim": dims,
+        "head_v_dim": dims,
     }
 
 
@@ -99,22 +106,42 @@ def _block(base: Base) -> SpaceSpec:
     )
 
 
-def _grid(base: Base) -> SpaceSpec:
-    """The nine points of table 2 (arXiv 2508.15884), scaled from the 1.5B model's state of 294,912 to the base's."""
+def _grid(base: Base, *, kind: str, heads_of: tuple[str, ...]) -> SpaceSpec:
+    """The nine points of table 2 (arXiv 2508.15884), scaled from the 1.5B model's state of 294,912 to the base's.
+
+    heads_of: the fields of the mixer that hold the number of heads.
+    """
     heads, d_k, d_v = _jet(base)
-    counts = (heads // 3, 2 * heads // 3, heads) if heads % 3 == 0 else (heads // 4, heads // 2, heads)
+    if base.hidden_size < _SMALL:
+        points: Iterable[tuple[int, list[int]]] = [(count, [16, 32, 64]) for count in (heads // 2, heads)]
+    else:
+        counts = (heads // 3, 2 * heads // 3, heads) if heads % 3 == 0 else (heads // 4, heads // 2, heads)
+        points = zip(counts, ([256, 192, 128], [256, 192, 128], [128, 96, 64]), strict=True)
     return _spec(
-        description="Step 4 of PostNAS: heads, d_K and d_V of the linear block at fixed cache (--placement).",
+        description=f"Step 4 of PostNAS: heads, d_K and d_V of the {kind} at fixed cache (--placement).",
         mixers=[
             {"kind": "full_attention"},
             {"kind": "sliding_window_attention", "window": _window(base)},
             *(
-                {"kind": "jet_block", "num_heads": count, "head_k_dim": dims, "state_size": heads * d_k * d_v}
-                for count, dims in zip(counts, ([256, 192, 128], [256, 192, 128], [128, 96, 64]), strict=True)
+                {
+                    "kind": kind,
+                    **dict.fromkeys(heads_of, count),
+                    "head_k_dim": dims,
+                    "state_size": heads * d_k * d_v,
+                }
+                for count, dims in points
             ),
         ],
-        ties=["jet_block"],
+        ties=[kind],
     )
+
+
+def _delta_grid(base: Base) -> SpaceSpec:
+    return _grid(base, kind="gated_delta_net", heads_of=("num_k_heads", "num_v_heads"))
+
+
+def _jet_grid(base: Base) -> SpaceSpec:
+    return _grid(base, kind="jet_block", heads_of=("num_heads",))
 
 
 def _puzzle(base: Base) -> SpaceSpec:
@@ -178,8 +205,9 @@ PRESETS: Mapping[str, Preset] = {
     "postnas-placement": Preset("PostNAS step 1: where softmax attention stays", _placement),
     "postnas-block": Preset("PostNAS step 2: which linear block, the same in all layers", _block),
     "postnas-grid": Preset(
-        "PostNAS step 4: heads, d_K and d_V at fixed cache, the same in all layers", _grid
+        "PostNAS step 4: heads, d_K and d_V of the gated delta net at fixed cache, as in table 2", _delta_grid
     ),
+    "postnas-grid-jet": Preset("the same grid for the JetBlock, whose generator grows with it", _jet_grid),
     "puzzle": Preset("fewer KV heads, no attention, narrower feed-forward networks, as in Puzzle", _puzzle),
     "nemotron-flash": Preset(
         "few attention layers among delta-rule layers, as in Nemotron-Flash", _nemotron_flash

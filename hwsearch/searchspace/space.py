@@ -40,6 +40,7 @@ class SearchSpace:
     limits: kind -> how often it may occur; patterns: the same within each block of layers.
     forbidden: pairs of kinds that may not follow one another.
     orders: (first, later): no layer of `first` may come after one of `later`.
+    needs: (what, earlier): a layer of `what` may only come after one of `earlier`, anywhere before it.
     """
 
     base: Base
@@ -51,6 +52,7 @@ class SearchSpace:
     patterns: tuple[Pattern, ...] = ()
     forbidden: frozenset[tuple[str, str]] = frozenset()
     orders: tuple[tuple[str, str], ...] = ()
+    needs: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.allowed) != self.base.num_layers:
@@ -126,6 +128,11 @@ class SearchSpace:
         """Per order rule which choices (C,) may not come after which (C,)."""
         return tuple((self.kind_mask(first), self.kind_mask(later)) for first, later in self.orders)
 
+    @cached_property
+    def need_masks(self) -> tuple[tuple[BoolArray, BoolArray], ...]:
+        """Per need which choices (C,) may only come after which (C,)."""
+        return tuple((self.kind_mask(what), self.kind_mask(earlier)) for what, earlier in self.needs)
+
     @property
     def rules(self) -> dict[str, Any]:
         """Every rule beyond `allowed`, as JSON values."""
@@ -136,6 +143,7 @@ class SearchSpace:
             "patterns": [[p.kind, p.every, p.limit.at_least, p.limit.at_most] for p in self.patterns],
             "forbidden": sorted(map(list, self.forbidden)),
             "orders": [list(pair) for pair in self.orders],
+            "needs": [list(pair) for pair in self.needs],
         }
 
     @cached_property
@@ -147,6 +155,7 @@ class SearchSpace:
             patterns=tuple((self.kind_mask(pattern.kind), pattern) for pattern in self.patterns),
             ties=self.tie_classes,
             orders=self.order_masks,
+            needs=self.need_masks,
             num_layers=self.num_layers,
         )
         return PathGraph(automaton, self.allowed)
@@ -188,6 +197,9 @@ class SearchSpace:
         for first, later in self.order_masks:
             seen = np.logical_or.accumulate(later[safe], axis=1)
             ok &= ~np.any(seen[:, :-1] & first[safe[:, 1:]], axis=1)
+        for what, earlier in self.need_masks:
+            had = np.logical_or.accumulate(earlier[safe], axis=1)
+            ok &= ~what[safe[:, 0]] & ~np.any(what[safe[:, 1:]] & ~had[:, :-1], axis=1)
         return ok
 
     def decode(self, genome: Sequence[int] | Genomes, *, name: str) -> Architecture:

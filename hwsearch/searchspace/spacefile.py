@@ -161,6 +161,7 @@ class SpaceSpec(Spec):
     limits: tuple[Limit, ...] = ()
     forbidden: tuple[tuple[str, str], ...] = ()
     orders: tuple[tuple[str, str], ...] = ()
+    needs: tuple[tuple[str, str], ...] = ()
     layers: tuple[LayerRule, ...] = ()
 
     def build(self, base: Base) -> SearchSpace:
@@ -201,6 +202,7 @@ class SpaceSpec(Spec):
             ),
             forbidden=frozenset(self.forbidden),
             orders=self.orders,
+            needs=self.needs,
         )
 
     def to_content(self) -> dict[str, Any]:
@@ -229,6 +231,8 @@ class SpaceSpec(Spec):
             _known(f"forbidden[{number}]", pair, known)
         for number, pair in enumerate(self.orders):
             _known(f"orders[{number}]", pair, known)
+        for number, pair in enumerate(self.needs):
+            _known(f"needs[{number}]", pair, known)
         for number, rule in enumerate(self.layers):
             _known(f"layers[{number}].allow", rule.allow, known)
 

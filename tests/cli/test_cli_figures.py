@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hwsearch.surrogate.mixture import propose_mixture, read_runs
 from tests.cli.conftest import Call
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
@@ -62,6 +64,24 @@ def test_devices_and_bases_print_the_documented_keys(hwsearch: Call) -> None:
     assert next(d for d in devices if d["name"] == "h100-sxm")["cost_model"]["runtime"] == "vLLM 0.24.0"
     for base in hwsearch("bases", "--json").json["bases"]:
         _assert_documented(base, "bases: each of bases")
+
+
+def test_the_mixture_command_prints_what_the_library_finds(hwsearch: Call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(3), size=40)
+    scores = 2 + ((weights - [0.6, 0.3, 0.1]) ** 2).sum(axis=1)
+    path = tmp_path / "runs.csv"
+    lines = ["web,books,code,loss"]
+    lines += [
+        ",".join(map(repr, [*(10 * w).tolist(), float(s)])) for w, s in zip(weights, scores, strict=True)
+    ]
+    path.write_text("\n".join(lines))
+    printed = hwsearch("mixture", path, "--json").json
+    found = propose_mixture(read_runs(path, score="loss"), maximise=False, seed=0)
+    assert printed["weights"] == found.weights
+    assert printed["runs"] == 40
+    _assert_documented(printed, "mixture")
+    assert "predicted" in hwsearch("mixture", path).out
 
 
 def test_schema_is_json_and_names_its_version(hwsearch: Call) -> None:

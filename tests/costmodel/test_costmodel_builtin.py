@@ -14,7 +14,8 @@ from hwsearch.costmodel.importers import import_aiconfigurator
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
 from hwsearch.operators import operator
-from hwsearch.pipeline import fit_rows, load_rows
+from hwsearch.pipeline.models import fit_rows
+from hwsearch.pipeline.rows import load_rows
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.model import ROOFLINE
 from hwsearch.errors import DataError
 from hwsearch.operators import operator
-from hwsearch.pipeline import cost_model_named
+from hwsearch.pipeline.models import cost_model_named
 
 GOOD: dict[str, object] = {
     "name": "my-gpu",

@@ -132,3 +132,5 @@ def test_refusals() -> None:
         delta_rule(x.q, x.k, x.v, x.g, x.beta, backend="cuda")
     with pytest.raises(InputError, match="backend fla runs on CUDA devices, and the tensors are on cpu"):
         delta_rule(x.q, x.k, x.v, x.g, x.beta, backend="fla")
+    with pytest.raises(InputError, match="one step without gradients, and here are 4 tokens"):
+        delta_rule(x.q, x.k, x.v, x.g, x.beta, backend="triton")

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: its kernels are not tested")
 
-SCRIPT = Path(__file__).parent / "triton_checks.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_kernels_agree_with_their_references() -> None:
@@ -20,6 +20,12 @@ def test_kernels_agree_with_their_references() -> None:
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.triton_checks"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all agree" in done.stdout

@@ -7,15 +7,20 @@ import os
 import torch
 from torch import Tensor
 
+from hwsearch.kernels.delta_rule import delta_rule
+from hwsearch.kernels.delta_rule.triton import fused_delta_step
 from hwsearch.kernels.dynamic_conv import dynamic_conv
 from hwsearch.kernels.jet_step import JetParameters, JetToken, jet_step
+from tests.kernels.rules import LENGTHS, TOLERANCE, check_accuracy, check_pieces
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # batch, length, channels, width
-CONVOLUTIONS = [(2, 1, 5, 4), (1, 2, 70, 3), (1, 63, 8, 4), (2, 65, 66, 4), (1, 127, 7, 1), (1, 200, 3, 4)]
+CONVOLUTIONS = [(1, 2, 70, 3), (1, 63, 8, 4), (2, 65, 66, 4), (1, 127, 7, 1)]
 # batch, heads, d_k, d_v, width
 STEPS = [(2, 3, 16, 24, 4), (1, 1, 5, 7, 3), (1, 1, 96, 256, 4), (3, 2, 20, 40, 1)]
+
+# batch, key heads, heads, d_k, d_v, tile
+DELTA_STEPS = [(2, 3, 3, 16, 24, 4096), (1, 1, 3, 5, 7, 64), (3, 2, 4, 20, 40, 256), (1, 1, 1, 96, 256, 1024)]
 
 
 def normal(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -45,13 +50,6 @@ def check_convolution(batch: int, length: int, channels: int, width: int, dtype:
         assert ours is not None
         assert expected is not None
         check(f"dynamic convolution {(batch, length, channels, width)}", ours, expected, dtype)
-    cut = length // 2
-    if cut:
-        first, middle = dynamic_conv(x[:, :cut], taps[:, :cut], state_BWD=state, backend="triton")
-        second, end = dynamic_conv(x[:, cut:], taps[:, cut:], state_BWD=middle, backend="triton")
-        whole, last = dynamic_conv(x, taps, state_BWD=state, backend="triton")
-        assert torch.equal(torch.cat((first, second), dim=1), whole)
-        assert torch.equal(end, last)
 
 
 def check_step(batch: int, heads: int, key: int, value: int, width: int, dtype: torch.dtype) -> None:
@@ -92,12 +90,46 @@ def check_step(batch: int, heads: int, key: int, value: int, width: int, dtype: 
         assert in_place or torch.equal(before[0], state)
 
 
+def check_delta_step(
+    batch: int, key_heads: int, heads: int, key: int, value: int, tile: int, dtype: torch.dtype
+) -> None:
+    """Against the recurrence; a step after another in place equals the same without."""
+    tokens = [normal(batch, 2, *shape, dtype=dtype) for shape in ((key_heads, key),) * 2 + ((heads, value),)]
+    tokens += [-normal(batch, 2, heads, dtype=dtype).abs(), normal(batch, 2, heads, dtype=dtype).sigmoid()]
+    state = normal(batch, heads, key, value, dtype=torch.float32)
+    wide = [x.double() for x in tokens]
+    expected, last = delta_rule(*wide, state_BHKV=state.double(), backend="reference")
+    kept = state.clone()
+    for t in range(2):
+        before = state.clone()
+        q, k, v, g, beta = (x[:, t] for x in tokens)
+        out, after = fused_delta_step(q, k, v, g, beta, state, tile=tile)
+        assert torch.equal(state, before)
+        moved, same = fused_delta_step(q, k, v, g, beta, kept, in_place=True, tile=tile)
+        assert same is kept
+        assert torch.equal(moved, out)
+        assert torch.equal(kept, after)
+        check(f"delta step {(batch, key_heads, heads, key, value, tile)}", out, expected[:, t], dtype)
+        state = after
+    check("state of the delta step", state, last, dtype)
+    piece = [x[:, :1] for x in tokens]
+    whole, _ = delta_rule(*piece, state_BHKV=before, backend="triton")
+    assert whole.shape == (batch, 1, heads, value)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
     for dtype in TOLERANCE:
+        for length in LENGTHS:
+            check_accuracy("dynamic_conv", length, dtype, backend="triton", device=DEVICE)
+        for pieces in ([1, 126], [64, 63], [5, 60, 62]):
+            check_pieces("dynamic_conv", pieces, dtype, tolerance=0, backend="triton", device=DEVICE)
         for convolution in CONVOLUTIONS:
             check_convolution(*convolution, dtype)
         for step in STEPS:
             check_step(*step, dtype)
+        with torch.no_grad():
+            for shape in DELTA_STEPS:
+                check_delta_step(*shape, dtype)
     print("all agree")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
-from hwsearch.search.problem import Additive, Budget, Objective, Problem
-from hwsearch.search.space import Genomes, GridSpace, Space
+from hwsearch.search.problem import Additive, Budget, Objective, Pairwise, Problem
+from hwsearch.search.space import FloatArray, Genomes, GridSpace, Space
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -66,10 +64,31 @@ def random_problem(seed: int, *, space: Space, tightness: float, peak: bool = Tr
     )
 
 
+def a_cost(rng: np.random.Generator, shape: tuple[int, ...], *, far: bool) -> Additive | Pairwise:
+    """Random tables, sometimes of a few whole numbers so that ties abound."""
+    layers, choices = shape
+
+    def draw(*size: int) -> FloatArray:
+        whole = rng.integers(0, 4, size=size).astype(np.float64)
+        return whole if rough else rng.normal(size=size)
+
+    rough = rng.random() < 0.4
+    form = rng.integers(3)
+    if form == 0 or layers < 2:
+        return Additive(
+            draw(*shape), constant=float(rng.normal()), peak=draw(*shape) if rng.random() < 0.5 else None
+        )
+    if form == 1 or not far:
+        return Pairwise.neighbours(draw(*shape), draw(layers - 1, choices, choices), constant=1.0)
+    pairs = np.array([(i, j) for i in range(layers) for j in range(i + 1, layers) if rng.random() < 0.5])
+    pairs = pairs.reshape(-1, 2).astype(np.int64)
+    return Pairwise(draw(*shape), pairs=pairs, together=draw(len(pairs), choices, choices))
+
+
 def everything(space: Space) -> Genomes:
     """All valid genomes of a small space."""
     options = [np.flatnonzero(row) for row in space.allowed_mask]
-    genomes = np.array(list(itertools.product(*options)), dtype=np.int64)
+    genomes = np.stack(np.meshgrid(*options, indexing="ij"), axis=-1).reshape(-1, space.num_layers)
     return genomes[space.valid(genomes)]
 
 

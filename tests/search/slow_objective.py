@@ -20,6 +20,7 @@ from hwsearch.search.evaluation import Evaluator, Measured
 from hwsearch.search.executors import Executor, InlineExecutor, ProcessExecutor, RayExecutor
 from hwsearch.search.problem import Objective, Problem
 from hwsearch.search.study import Study
+from hwsearch.searchspace.architecture import Architecture
 from tests.search.search_problems import hybrid, random_problem
 
 LAYERS = 8
@@ -54,6 +55,19 @@ def fragile_loss(genome: tuple[int, ...], *, fidelity: float, seed: int) -> floa
     if fate == 1:
         raise ValueError("this one cannot be trained")
     return float("nan") if fate == 2 else loss(genome, fidelity=fidelity, seed=seed)
+
+
+def architecture_loss(architecture: Architecture, *, fidelity: float, seed: int) -> float:
+    """What `hwsearch search --quality` takes: deeper attention is worth more; one architecture in ten fails."""
+    if seed % 10 == 0:
+        raise ValueError("this one cannot be trained")
+    lost = [i for i, layer in enumerate(architecture.layers) if layer.mixer.kind != "full_attention"]
+    return 0.1 * sum(lost) + 1e-3 * (seed % 7)
+
+
+def fail(architecture: Architecture, *, fidelity: float, seed: int) -> float:
+    """Never works."""
+    raise KeyError("weights")
 
 
 def problem_with(measured: Measured) -> Problem:

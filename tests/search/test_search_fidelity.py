@@ -16,7 +16,8 @@ from hwsearch.search.evaluation import Measured
 from hwsearch.search.exact import minimise
 from hwsearch.search.executors import InlineExecutor, ProcessExecutor
 from hwsearch.search.fidelity import FidelityResult, Round, fidelity_search
-from hwsearch.search.problem import Additive, Problem
+from hwsearch.search.problem import Additive, Budget, Objective, Problem
+from hwsearch.search.space import GridSpace
 from hwsearch.search.study import Study
 from tests.search.slow_objective import _TABLE, fragile_loss, loss, problem_with
 
@@ -119,3 +120,23 @@ def test_wrong_problems_are_refused() -> None:
     impossible = replace(problem, budgets=(replace(problem.budgets[0], at_most=0.0),))
     with pytest.raises(InfeasibleError, match="the best"):
         fidelity_search(impossible, seed=0, evaluations=8)
+
+
+def test_a_small_space_is_measured_whole_at_the_lowest_fidelity() -> None:
+    space = GridSpace((2, 3))
+    table = np.array([[0.0, 1.0, 0.0], [5.0, 3.0, 4.0]])
+
+    def measure(genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
+        return float(table[np.arange(2), list(genome)].sum())
+
+    problem = Problem(
+        space,
+        objectives=(
+            Objective("loss", cost=Measured(measure, fidelities=(0.25, 1.0)), tier="expensive"),
+            Objective("price", cost=Additive(-table)),
+        ),
+        budgets=(Budget("price", text="price<=-3.5", cost=Additive(-table), at_most=-3.5),),
+    )
+    found = run(problem, evaluations=2)
+    assert found.by_fidelity == {0.25: 5, 1.0: 2}
+    assert found.objectives[0].tolist() == [4.0, -4.0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,9 @@ SPACES: dict[str, SearchSpace] = {
         PLAIN, patterns=(Pattern(kind="softmax", every=2, limit=CountLimit(at_least=1, at_most=1)),)
     ),
     "ordered": replace(PLAIN, orders=(("full_attention", "none"), ("linear", "softmax"))),
+    "needy": replace(
+        PLAIN, needs=(("softmax", "linear"), ("none", "full_attention")), orders=(("jet_block", "none"),)
+    ),
     "group tied": replace(PLAIN, ties=("linear",), limits={"softmax": CountLimit(at_most=3)}),
     "wide": WIDE.restrict([i for i in range(len(WIDE.choices)) if i % 3 != 1]),
 }
@@ -45,7 +47,7 @@ def test_both_exact_solvers_equal_brute_force(name: str, seed: int, tightness: f
     found = minimise(space, problem.objectives[0].cost, problem.budgets)
     tables = [(budget, budget.cost) for budget in problem.budgets]
     programme = Programme(space, problem.objectives[0].cost, tables)  # type: ignore[arg-type]
-    outcome = programme.solve(np.zeros(len(tables)), 20.0)
+    outcome = programme.solve(20.0)
     if not len(values):
         assert found is None
         assert outcome is None

@@ -12,6 +12,8 @@ from hwsearch.search.pareto import non_dominated
 from hwsearch.search.problem import Additive, Budget, Objective, Pairwise, Problem
 from hwsearch.search.reference import directions, survivors
 from hwsearch.search.space import FloatArray, Genomes, GridSpace
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit
 from tests.search.search_problems import everything, grid, hybrid, limited, random_problem
 
@@ -137,3 +139,13 @@ def test_three_objectives_reach_all_ends_of_the_front() -> None:
         least, most = cost.table.min(axis=1).sum(), cost.table.max(axis=1).sum()
         assert front[:, i].min() <= least + 0.05 * (most - least)
     assert len(np.unique(np.concatenate(seen), axis=0)) == sum(map(len, seen))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_many_choices_under_rules_leave_no_gap(seed: int) -> None:
+    """56 choices a layer: a model fitted to what an evolution converges to knew too few of them, and ended far off."""
+    space = preset_named("all", base_named("Qwen3-1.7B"))
+    problem = random_problem(seed, space=space, tightness=0.4)
+    result = search(problem, seed=seed, generations=20)
+    assert result.gap is not None
+    assert result.gap <= 0.005

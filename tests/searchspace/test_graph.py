@@ -31,11 +31,14 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "cut block": {"patterns": (Pattern(kind="softmax", every=3, limit=CountLimit(at_least=2)),)},
     "order": {"orders": (("linear", "softmax"),)},
+    "need": {"needs": (("linear", "softmax"), ("none", "full_attention"))},
+    "need itself": {"needs": (("jet_block", "linear"), ("softmax", "none"))},
     "group tie": {"ties": ("linear",), "limits": {"softmax": CountLimit(at_most=2)}},
     "together": {
         "ties": ("jet_block",),
         "patterns": (Pattern(kind="softmax", every=2, limit=CountLimit(at_most=1)),),
         "orders": (("none", "full_attention"),),
+        "needs": (("sliding_window_attention", "full_attention"),),
         "limits": {"linear": CountLimit(at_least=1)},
     },
 }
@@ -71,6 +74,10 @@ def obeys(space: SearchSpace, genome: tuple[int, ...]) -> bool:
     for first_kind, later in space.orders:
         firsts, laters = inside(first_kind), inside(later)
         if any(laters[i] and any(firsts[i + 1 :]) for i in range(len(genome))):
+            return False
+    for what, earlier in space.needs:
+        needy, had = inside(what), inside(earlier)
+        if any(needy[i] and not any(had[:i]) for i in range(len(genome))):
             return False
     for tie in space.ties:
         mixers = {space.choices[c].mixer for c, tied in zip(genome, inside(tie), strict=True) if tied}
@@ -137,12 +144,12 @@ def test_an_impossible_pattern_is_refused() -> None:
 
 def test_a_placement_is_kept() -> None:
     placed = architecture_named("jet-nemotron-2b")
-    space = preset_named("postnas-grid", BASES["Qwen2.5-1.5B"]).placed_as(placed)
+    space = preset_named("postnas-grid-jet", BASES["Qwen2.5-1.5B"]).placed_as(placed)
     points = {choice.mixer for choice in space.choices if choice.mixer.kind == "jet_block"}
     assert space.size == len(points) == 9
     np.testing.assert_equal(space.decode(space.encode(placed), name=placed.name) == placed, True)
     with pytest.raises(InputError, match="28 layers and the space 36"):
-        preset_named("postnas-grid", BASES["Qwen2.5-3B"]).placed_as(placed)
+        preset_named("postnas-grid-jet", BASES["Qwen2.5-3B"]).placed_as(placed)
     without_window = preset_named("puzzle", BASES["Qwen2.5-1.5B"])
     with pytest.raises(InputError, match="sliding_window_attention in layer 20"):
         without_window.placed_as(placed)

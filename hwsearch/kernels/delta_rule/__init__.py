@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import resolve
-from hwsearch.kernels.chunks import arithmetic
+from hwsearch.kernels.chunks import arithmetic, without_autocast
 from hwsearch.kernels.delta_rule.chunked import CHUNK, chunked_delta_rule
 from hwsearch.kernels.delta_rule.fla import fla_delta_rule
 from hwsearch.kernels.delta_rule.reference import delta_rule_step, recurrent_delta_rule
@@ -39,13 +39,27 @@ def torch_delta_rule(
     return out[:, None], state
 
 
+def triton_delta_step(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, beta_BTH: Tensor, state_BHKV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """This package's kernel, for one token."""
+    from hwsearch.kernels.delta_rule.triton import fused_delta_step
+
+    q, k, v, g, beta = (x[:, 0] for x in (q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH))
+    out, state = fused_delta_step(q, k, v, g, beta, state_BHKV)
+    return out[:, None], state
+
+
 BACKENDS: Mapping[str, _Rule] = {
     "reference": recurrent_delta_rule,
     "torch": torch_delta_rule,
     "fla": fla_delta_rule,
 }
+# Only where asked for: "auto" takes fla's step until the two have been measured side by side.
+_STEP_BACKENDS: Mapping[str, _Rule] = {**BACKENDS, "triton": triton_delta_step}
 
 
+@without_autocast
 def delta_rule(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -77,5 +91,13 @@ def delta_rule(
         state_BHKV = torch.zeros(state_shape, dtype=arithmetic(v_BTHV), device=v_BTHV.device)
     elif state_BHKV.shape != state_shape:
         raise InputError(f"delta rule: state {tuple(state_BHKV.shape)} must be {state_shape}")
-    backend = resolve("delta rule", backend=backend, device_type=v_BTHV.device.type, implementations=BACKENDS)
-    return BACKENDS[backend](q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV)
+    known = BACKENDS
+    if backend == "triton":
+        if v_BTHV.shape[1] > 1 or torch.is_grad_enabled():
+            raise InputError(
+                f"delta rule: backend triton is one step without gradients, and here are {v_BTHV.shape[1]} tokens "
+                f"with gradients {'on' if torch.is_grad_enabled() else 'off'}: use backend auto, fla or torch"
+            )
+        known = _STEP_BACKENDS
+    backend = resolve("delta rule", backend=backend, device_type=v_BTHV.device.type, implementations=known)
+    return known[backend](q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import resolve
-from hwsearch.kernels.chunks import arithmetic
+from hwsearch.kernels.chunks import arithmetic, without_autocast
 
 __all__ = ["BACKENDS", "diagonal_ssm"]
 
@@ -29,6 +29,7 @@ _CHUNK = 64
 _Model = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+@without_autocast
 def diagonal_ssm(
     x_BTD: Tensor,
     g_DN: Tensor,

@@ -18,19 +18,32 @@ import triton.language as tl
 from torch import Tensor
 
 from hwsearch.kernels.chunks import EPS, arithmetic
+from hwsearch.kernels.delta_rule.triton import block_sizes, delta_tile, float_type, unit_row
 
 if TYPE_CHECKING:
     from hwsearch.kernels.jet_step import JetParameters, JetToken
 
-__all__ = ["fused_jet_step"]
+__all__ = ["TILE", "WARPS", "fused_jet_step"]
 
-_TILE = 16384  # fp32 numbers of state in registers at a time: 64 for each of 256 threads
+TILE = 16384
+"""fp32 numbers of state in registers at a time: 64 for each of 256 threads; not chosen on a GPU yet."""
+WARPS = 8
 
 
 def fused_jet_step(
-    token: JetToken, parameters: JetParameters, state_BHKV: Tensor, conv_state_BWD: Tensor, in_place: bool
+    token: JetToken,
+    parameters: JetParameters,
+    state_BHKV: Tensor,
+    conv_state_BWD: Tensor,
+    in_place: bool,
+    *,
+    tile: int = TILE,
+    num_warps: int = WARPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (B, H, V) and the new states, in the tensors of the old ones where `in_place`."""
+    """Outputs (B, H, V) and the new states, in the tensors of the old ones where `in_place`.
+
+    `tile` and `num_warps` change the speed only.
+    """
     batch, heads, key_dim, value_dim = state_BHKV.shape
     width = conv_state_BWD.shape[1]
     state, conv_state = state_BHKV, conv_state_BWD
@@ -40,8 +53,7 @@ def fused_jet_step(
         raise AssertionError("states that are updated in place are contiguous")
     out = torch.empty_like(token.v_BHV, memory_format=torch.contiguous_format)
     dtype = arithmetic(out)
-    block_k = triton.next_power_of_2(key_dim)
-    block_v = min(triton.next_power_of_2(value_dim), max(16, _TILE // block_k))
+    block_k, block_v = block_sizes(key_dim, value_dim, tile)
     _kernel[(batch * heads,)](
         *(
             tensor.contiguous()
@@ -72,8 +84,8 @@ def fused_jet_step(
         triton.next_power_of_2(width),
         block_k,
         block_v,
-        tl.float64 if dtype == torch.float64 else tl.float32,
-        num_warps=8 if block_k * block_v >= 8192 else 4,
+        float_type(dtype),
+        num_warps=num_warps,
     )
     return out, state, conv_state
 
@@ -118,9 +130,8 @@ def _kernel(
     row = tl.arange(0, BLOCK_K)
     queries = _silu(tl.load(q + program * K + row, mask=row < K, other=0.0).to(DTYPE))
     keys = _silu(tl.load(k + program * K + row, mask=row < K, other=0.0).to(DTYPE))
-    queries *= scale / tl.sqrt(tl.sum(queries * queries, axis=0) + l2_eps)
-    keys *= 1 / tl.sqrt(tl.sum(keys * keys, axis=0) + l2_eps)
-    query_key = tl.sum(queries * keys, axis=0)
+    queries = scale * unit_row(queries, l2_eps)
+    keys = unit_row(keys, l2_eps)
 
     shifted = tl.load(a + program).to(DTYPE) + tl.load(dt_bias + head).to(DTYPE)
     # softplus: above 20 it is its argument, and exp would overflow further up
@@ -142,15 +153,9 @@ def _kernel(
         value = _silu(tl.sum(window.to(DTYPE) * weights.to(DTYPE), axis=1))
 
         inside = (row < K)[:, None] & (column < V)[None, :]
-        state_at = (program * K + row[:, None]) * V + column[None, :]
-        tile = decay * tl.load(state + state_at, mask=inside, other=0.0).to(DTYPE)
-        write = beta * (value - tl.sum(tile * keys[:, None], axis=0))
-        output = tl.sum(tile * queries[:, None], axis=0) + query_key * write
-        tile += keys[:, None] * write[None, :]
-
-        tl.debug_barrier()
-        tl.store(new_conv_state + conv_at, window, mask=valid)
-        tl.store(new_state + state_at, tile.to(new_state.dtype.element_ty), mask=inside)
+        at = (program * K + row[:, None]) * V + column[None, :]
+        output = delta_tile(state, new_state, at, inside, queries, keys, value, decay, beta, DTYPE)
+        tl.store(new_conv_state + conv_at, window, mask=valid)  # behind the barrier in delta_tile
         tl.store(scratch + program * V + column, output, mask=column < V)
         squares += tl.where(column < V, output * output, 0.0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import resolve
-from hwsearch.kernels.chunks import arithmetic
+from hwsearch.kernels.chunks import arithmetic, without_autocast
 from hwsearch.kernels.linear_attention.chunked import chunked_linear_attention
 from hwsearch.kernels.linear_attention.fla import fla_linear_attention
 from hwsearch.kernels.linear_attention.reference import linear_attention_step, recurrent_linear_attention
@@ -46,6 +46,7 @@ BACKENDS: Mapping[str, _Rule] = {
 }
 
 
+@without_autocast
 def linear_attention(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

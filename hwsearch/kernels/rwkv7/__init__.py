@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import resolve
-from hwsearch.kernels.chunks import arithmetic
+from hwsearch.kernels.chunks import arithmetic, without_autocast
 from hwsearch.kernels.rwkv7.chunked import LEAST_LOG_DECAY, chunked_rwkv7
 from hwsearch.kernels.rwkv7.fla import fla_rwkv7
 from hwsearch.kernels.rwkv7.reference import recurrent_rwkv7, rwkv7_step
@@ -48,6 +48,7 @@ def torch_rwkv7(
 BACKENDS: Mapping[str, _Rule] = {"reference": recurrent_rwkv7, "torch": torch_rwkv7, "fla": fla_rwkv7}
 
 
+@without_autocast
 def rwkv7(
     r_BTHK: Tensor,
     w_BTHK: Tensor,

@@ -158,7 +158,8 @@ class RetNet(_Retentive):
         out, last = self._attend((_turned(q, angles), _turned(k, angles), v), g, hidden_BTD, state)
         if state is None:
             return out, None
-        back = self._angles(torch.tensor(-length, device=device))
+        # full, not tensor: that copies from the host, which a CUDA graph cannot capture.
+        back = self._angles(torch.full((), -length, device=device))
         return out, RecurrentState(_turned(last.transpose(-1, -2), back).transpose(-1, -2))
 
     def _angles(self, positions: Tensor) -> Tensor:

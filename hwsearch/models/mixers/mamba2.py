@@ -29,7 +29,10 @@ __all__ = ["Mamba2"]
 
 
 class Mamba2(RecurrentMixer):
-    """State-space duality: gated linear attention whose queries, keys and values are C, B and the step times x."""
+    """State-space duality: gated linear attention whose queries, keys and values are C, B and the step times x.
+
+    The gated norm is per group of heads that share B and C, as in the published code.
+    """
 
     operations: ClassVar = {"short_conv": SHORT_CONV, "linear_attention": LINEAR_ATTENTION}
 
@@ -54,7 +57,7 @@ class Mamba2(RecurrentMixer):
         self.dt_bias = nn.Parameter(torch.empty(spec.num_heads))
         self.A_log = nn.Parameter(torch.empty(spec.num_heads))
         self.D = nn.Parameter(torch.empty(spec.num_heads))
-        self.norm = RMSNorm(self.inner, eps=norm_eps)
+        self.norm = RMSNorm(self.inner, eps=norm_eps, groups=spec.n_groups)
         self.out_proj = nn.Linear(self.inner, hidden_size, bias=False)
         self.reset_parameters()
 

@@ -1,0 +1,200 @@
+"""Is a CPU profile repeatable, and do measured layers add up to whole models?
+
+    python benchmarks/profile_cpu.py -o benchmarks/results/profile_cpu.json
+
+1. Repeatability: the same 40 points profiled twice, in processes of their own; the difference of the two medians.
+2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with
+   the time that they took.
+3. Ten random architectures of that space, none of which the fit has seen, each measured whole and compared with its
+   prediction, prefill and decode.
+
+Every step is a command that a user would type, in a process of its own. Steps that are done are not done again: kill it
+and call it again to go on, or delete --work to start over. The last line printed is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from hwsearch.profilers.store import Store
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.presets import space_named
+
+POINTS, ARCHITECTURES, SAMPLE_SEED = 40, 10, 20
+WORKLOADS = ("prefill:batch=1,context=1280", "decode:batch=4,context=1536")
+BASE = {
+    "_name_or_path": "small",
+    "model_type": "qwen3",
+    "num_hidden_layers": 6,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument(
+        "--work", type=Path, default=Path("profile_cpu_work"), help="Where steps leave their results."
+    )
+    parser.add_argument("--threads", type=int, default=1, help="That torch computes with.")
+    parser.add_argument("--parts", nargs="+", choices=["repeat", "whole"], default=["repeat", "whole"])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    result: dict[str, Any] = {
+        "threads": options.threads,
+        "machine": _json(options.work / "doctor.json", "doctor", "--device", "cpu"),
+    }
+    if "repeat" in options.parts:
+        result["repeatability"] = repeatability(options.work)
+    if "whole" in options.parts:
+        result["profile"] = profiled(options.work)
+        result["whole_models"] = whole_models(options.work)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def repeatability(work: Path) -> dict[str, Any]:
+    """Differences between two runs, in percent of their mean."""
+    stores = [work / "first.db", work / "second.db"]
+    for store in stores:
+        _json(
+            work / f"{store.stem}.json",
+            *("profile", "--device", "cpu", "--points", str(POINTS), "--seed", "1", "-o", str(store)),
+        )
+    medians = []
+    for path in stores:
+        with Store.open(path) as opened:
+            medians.append(
+                {row.operator: row.median_ms for row in opened.measurements() if row.status == "ok"}
+            )
+    first, second = medians
+    apart = {
+        op: 200 * abs(first[op] - second[op]) / (first[op] + second[op])
+        for op in first.keys() & second.keys()
+    }
+    values = np.array(list(apart.values()))
+    worst = sorted(apart, key=lambda op: -apart[op])[:5]
+    return {
+        "points": len(apart),
+        "median_percent": float(np.median(values)),
+        "p95_percent": float(np.percentile(values, 95)),
+        "largest_percent": float(values.max()),
+        "farthest": {str(op): [first[op], second[op]] for op in worst},
+    }
+
+
+def profiled(work: Path) -> dict[str, Any]:
+    """Profile and fit, with the seconds each took."""
+    (work / "small").mkdir(exist_ok=True)
+    base = work / "small" / "config.json"
+    base.write_text(json.dumps(BASE), encoding="utf-8")
+    workloads = [part for text in WORKLOADS for part in ("--workload", text)]
+    store = str(work / "small.db")
+    steps = {
+        "profile_operators": ("profile", "--device", "cpu", "--points", "160", "--visits", "1", "-o", store),
+        "profile_space": (
+            *("profile", "--device", "cpu", "--space", "postnas", "--base", str(base)),
+            *(*workloads, "-o", store),
+        ),
+        "fit": ("fit", store, "-o", str(work / "small.costmodel")),
+    }
+    found = {name: _json(work / f"{name}.json", *command) for name, command in steps.items()}
+    seconds = {name: answer["seconds"] for name, answer in found.items()}
+    return {
+        "seconds": seconds | {"all": sum(seconds.values())},
+        "rows": found["profile_space"]["measurements"],
+        "blocks": found["profile_space"]["blocks"],
+        "held_out_mape_percent": {kind: errors["mape"] for kind, errors in found["fit"]["operators"].items()},
+    }
+
+
+def whole_models(work: Path) -> dict[str, Any]:
+    """Measured and predicted latencies of random architectures."""
+    space = space_named("postnas", base_named(str(work / "small")))
+    genomes = space.sample(ARCHITECTURES, rng=np.random.default_rng(SAMPLE_SEED))
+    rows: dict[str, list[dict[str, Any]]] = {text: [] for text in WORKLOADS}
+    for number, genome in enumerate(genomes):
+        path = work / f"architecture-{number}.json"
+        architecture = space.decode(genome, name=path.stem)
+        path.write_text(architecture.to_json(), encoding="utf-8")
+        workloads = [part for text in WORKLOADS for part in ("--workload", text)]
+        answer = _json(
+            work / f"bench-{number}.json",
+            *(
+                "bench",
+                str(path),
+                "--device",
+                "cpu",
+                *workloads,
+                "--cost-model",
+                str(work / "small.costmodel"),
+            ),
+        )
+        for text, phase in zip(WORKLOADS, answer["phases"], strict=True):
+            kept = (
+                "measured_ms",
+                "predicted_ms",
+                "predicted_ms_from_operators",
+                "predicted_from",
+                "error_percent",
+                "reference_ms",
+                "marks",
+            )
+            rows[text].append({**{key: phase[key] for key in kept}, "mixers": dict(architecture.count())})
+    return {text: {**_agreement(found), "architectures": found} for text, found in rows.items()}
+
+
+def _agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    measured = np.array([row["measured_ms"] for row in rows])
+    found = {}
+    for name in ("predicted_ms", "predicted_ms_from_operators"):
+        predicted = np.array([row[name] for row in rows], dtype=float)
+        error = 100 * (predicted / measured - 1)
+        found[name] = {
+            "mean_error_percent": float(np.abs(error).mean()),
+            "bias_percent": float(error.mean()),
+            "worst_percent": float(np.abs(error).max()),
+            "rank_correlation": float(spearmanr(measured, predicted).statistic),
+        }
+    return found
+
+
+def _json(kept: Path, *command: str) -> dict[str, Any]:
+    """The JSON of an hwsearch command and its seconds; from the file `kept` where it ran before."""
+    if kept.exists():
+        answer: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return answer
+    print("hwsearch", *command, file=sys.stderr, flush=True)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "hwsearch", *command, "--json"], stdout=subprocess.PIPE, check=True, text=True
+    )
+    answer = {**json.loads(done.stdout), "seconds": time.monotonic() - started}
+    temporary = kept.with_suffix(".part")
+    temporary.write_text(json.dumps(answer), encoding="utf-8")
+    temporary.rename(kept)
+    return answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Closing the loop: an architecture built with random weights and measured, beside what is predicted of it.
+
+Two predictions, where there is something to predict from: the sum of its measured blocks, and the cost model's sum over
+operators. Both know nothing of the measurement that they are compared with.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from hwsearch.costmodel.compose import model_cost
+from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER
+from hwsearch.costmodel.memory import memory_of
+from hwsearch.costmodel.model import CostModel
+from hwsearch.errors import InputError
+from hwsearch.pipeline.blocks import BlockTable
+from hwsearch.records import Execution
+from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.workload import Workload
+
+if TYPE_CHECKING:
+    from hwsearch.models.mixers.base import Backend
+    from hwsearch.profilers.whole import WholeTime
+
+__all__ = ["BenchRow", "LargestBatch", "bench_architecture", "bench_largest_batch"]
+
+_ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """A workload measured and predicted, in milliseconds; None where there is nothing to predict from.
+
+    low_ms, high_ms: the fastest and the slowest visit. predicted_ms: from measured blocks where they cover the
+    architecture, else from operators; `predicted_from` says which.
+    """
+
+    workload: Workload
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    from_blocks_ms: float | None
+    from_operators_ms: float | None
+    peak_memory_bytes: int | None
+    state_bytes: int
+    kernel: str
+    marks: tuple[str, ...]
+    reference_ms: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def predicted_from(self) -> str | None:
+        if self.from_blocks_ms is not None:
+            return "blocks"
+        return None if self.from_operators_ms is None else "operators"
+
+    @property
+    def predicted_ms(self) -> float | None:
+        return self.from_blocks_ms if self.from_blocks_ms is not None else self.from_operators_ms
+
+    @property
+    def error_percent(self) -> float | None:
+        """Of the prediction, relative to what was measured."""
+        return None if self.predicted_ms is None else 100 * (self.predicted_ms / self.measured_ms - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargestBatch:
+    """The largest batch that ran within a memory, and the one that the closed form of memory says."""
+
+    workload: Workload
+    memory_bytes: int
+    measured: int
+    predicted: int
+
+
+def bench_architecture(
+    architecture: Architecture,
+    workloads: Sequence[Workload],
+    *,
+    device: str,
+    model: CostModel | None = None,
+    blocks: BlockTable | None = None,
+    backend: str = "torch",
+    execution: Execution = "eager",
+    visits: int = 3,
+    seed: int = 0,
+    on_visit: Callable[[Workload], None] | None = None,
+) -> list[BenchRow]:
+    """Measure an architecture at workloads of one dtype, visiting each several times in turn, and compare.
+
+    Raises InputError for a device that is not there, workloads of several dtypes, and a mixer without a module.
+    """
+    from hwsearch.profilers.environment import torch_device
+    from hwsearch.profilers.whole import open_whole
+
+    target = torch_device(device)
+    whole = open_whole(
+        architecture,
+        device=target,
+        dtype=_one_dtype(workloads),
+        backend=cast("Backend", backend),
+        execution=execution,
+        seed=seed,
+    )
+    found: dict[Workload, list[WholeTime]] = {workload: [] for workload in workloads}
+    for _ in range(visits):
+        for workload in workloads:
+            found[workload].append(whole.visit(workload))
+            if on_visit is not None:
+                on_visit(workload)
+    rows = []
+    for workload, times in found.items():
+        notes: list[str] = []
+        medians = [time.median_ms for time in times]
+        rows.append(
+            BenchRow(
+                workload=workload,
+                measured_ms=statistics.median(medians),
+                low_ms=min(medians),
+                high_ms=max(medians),
+                from_blocks_ms=_from_blocks(architecture, workload, blocks, notes),
+                from_operators_ms=_from_operators(
+                    architecture, workload, model, notes, eager=target.type == "cuda" and execution == "eager"
+                ),
+                peak_memory_bytes=max((t.peak_memory_bytes or 0 for t in times), default=0) or None,
+                state_bytes=times[0].state_bytes,
+                kernel=times[0].kernel,
+                marks=tuple(sorted({mark for time in times for mark in time.marks})),
+                reference_ms=_reference(times, blocks, notes),
+                notes=tuple(notes),
+            )
+        )
+    return rows
+
+
+def bench_largest_batch(
+    architecture: Architecture,
+    workload: Workload,
+    *,
+    device: str,
+    memory_bytes: int | None,
+    backend: str = "torch",
+    seed: int = 0,
+    on_try: Callable[[int, bool], None] | None = None,
+) -> LargestBatch:
+    """Find the largest batch by running it, beside the predicted one; memory_bytes as `--memory` gives it."""
+    from hwsearch.profilers.environment import memory_bytes as all_bytes
+    from hwsearch.profilers.environment import torch_device
+    from hwsearch.profilers.whole import open_whole
+
+    target = torch_device(device)
+    whole = open_whole(
+        architecture,
+        device=target,
+        dtype=workload.dtype,
+        backend=cast("Backend", backend),
+        execution="eager",
+        seed=seed,
+    )
+    measured = whole.largest_batch(workload, cap_bytes=memory_bytes, on_try=on_try)
+    limit = memory_bytes or all_bytes(target)
+    # The closed form keeps a reserve for the runtime; what ran had none to keep, so it gets the whole limit.
+    predicted = memory_of(
+        architecture, workload.replace(batch=1), device_bytes=int(limit / ENGINE.usable_share), host=ENGINE
+    ).max_batch
+    return LargestBatch(workload=workload, memory_bytes=limit, measured=measured, predicted=predicted)
+
+
+def _reference(times: Sequence[WholeTime], blocks: BlockTable | None, notes: list[str]) -> float | None:
+    """The drift reference of the visits; a note where the machine was another one when the blocks were measured."""
+    seen = [time.reference_ms for time in times if time.reference_ms]
+    if not seen:
+        return None
+    now = statistics.median(seen)
+    if blocks is not None and blocks.reference_ms and abs(now / blocks.reference_ms - 1) > _ANOTHER_MACHINE:
+        notes.append(
+            f"a fixed product takes {now:.4f} ms now and took {blocks.reference_ms:.4f} when the blocks were measured: "
+            "the machine's speed has changed, measure both again in one go"
+        )
+    return now
+
+
+def _one_dtype(workloads: Sequence[Workload]) -> str:
+    dtypes = sorted({workload.dtype for workload in workloads})
+    if len(dtypes) != 1:
+        raise InputError(f"the workloads ask for {' and '.join(dtypes) or 'nothing'}: give them one dtype")
+    return dtypes[0]
+
+
+def _from_blocks(
+    architecture: Architecture, workload: Workload, blocks: BlockTable | None, notes: list[str]
+) -> float | None:
+    if blocks is None:
+        return None
+    missing = blocks.missing(architecture, workload)
+    if missing:
+        notes.append(f"{workload}: {len(missing)} blocks are not measured, the first is {missing[0]}")
+        return None
+    return blocks.predict(architecture, workload).median_ms
+
+
+def _from_operators(
+    architecture: Architecture, workload: Workload, model: CostModel | None, notes: list[str], *, eager: bool
+) -> float | None:
+    if model is None:
+        return None
+    cost = model_cost(architecture, workload, model=model, host=ENGINE_EAGER if eager else ENGINE)
+    notes += cost.notes
+    return cost.latency.median_ms

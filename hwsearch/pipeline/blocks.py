@@ -1,0 +1,213 @@
+"""Whole models from measured blocks: what to measure for a search space, and the sum that predicts a model.
+
+A model's latency is that of its frame and its layers, each measured whole in a stack that goes through as much memory
+as a model does (profilers/stack.py), so that nothing is left to add for norms, residuals and the framework's own time.
+What unequal layers cost each other is measured too, in a mix of the space's layers: its time over the sum of theirs
+scales the sum over a model's layers. It holds for the workloads, dtype, backend and execution that were measured, and
+for no others: what is missing is named, not guessed. A sum over operators (costmodel.compose) covers everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.profilers.store import Store
+from hwsearch.records import Execution
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
+from hwsearch.searchspace.block import (
+    Block,
+    BlockMeasurement,
+    blocks_of,
+    blocks_of_space,
+    working_set_bytes,
+)
+from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.spec import read_json
+from hwsearch.searchspace.workload import Workload
+
+__all__ = ["BlockTable", "BlockTime", "asked_blocks", "load_blocks"]
+
+_FILE = "blocks.json"
+_FORMAT, _VERSION = "hwsearch measured blocks", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTime:
+    """Milliseconds: the median of a block or a model, and the fastest and slowest visits (summed, for a model)."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTable:
+    """Measured blocks of one device under one runtime, backend and execution.
+
+    reference_ms: the drift reference while they were measured; None where nobody timed it.
+    """
+
+    device_name: str
+    runtime: str
+    backend: str
+    execution: Execution
+    reference_ms: float | None
+    times: Mapping[Block, BlockTime]
+
+    @classmethod
+    def of(cls, rows: Iterable[BlockMeasurement], *, source: str) -> BlockTable | None:
+        """The table of all rows that could run; None where there is none.
+
+        Raises DataError where they come from several devices, runtimes, backends or executions.
+        """
+        usable = [row for row in rows if row.status == "ok"]
+        if not usable:
+            return None
+        setups = Counter(
+            (row.environment.device_name, row.environment.runtime, row.kernel_requested, row.execution)
+            for row in usable
+        )
+        if len(setups) > 1:
+            listed = "; ".join(", ".join(setup) for setup in sorted(setups))
+            raise DataError(f"{source} holds blocks of {listed}: keep them in stores of their own")
+        ((device_name, runtime, backend, execution),) = setups
+        references = [
+            row.conditions.reference_ms for row in usable if row.conditions and row.conditions.reference_ms
+        ]
+        return cls(
+            device_name=device_name,
+            runtime=runtime,
+            backend=backend,
+            execution=execution,
+            reference_ms=statistics.median(references) if references else None,
+            times={row.block: _time(row) for row in usable},
+        )
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """The workloads that blocks were measured at."""
+        return list(dict.fromkeys(block.workload for block in self.times))
+
+    def missing(self, architecture: Architecture, workload: Workload) -> list[Block]:
+        """The blocks of an architecture at a workload that are not measured."""
+        return [block for block in blocks_of(architecture, workload) if block not in self.times]
+
+    def predict(self, architecture: Architecture, workload: Workload) -> BlockTime:
+        """The latency of a whole model. InputError where a block of it is not measured."""
+        missing = self.missing(architecture, workload)
+        if missing:
+            raise InputError(
+                f"{len(missing)} blocks of {architecture.name} are not measured, the first is {missing[0]}: measure "
+                "them with hwsearch profile --space ... --workload ..."
+            )
+        alike = len(set(architecture.layers)) == 1
+        factor = 1.0 if alike else self.mixing(architecture.base.hidden_size, workload)
+        counted = [
+            (self.times[block], times * (factor if block.layers else 1.0))
+            for block, times in blocks_of(architecture, workload).items()
+        ]
+        return BlockTime(
+            median_ms=math.fsum(times * time.median_ms for time, times in counted),
+            low_ms=math.fsum(times * time.low_ms for time, times in counted),
+            high_ms=math.fsum(times * time.high_ms for time, times in counted),
+        )
+
+    def mixing(self, hidden_size: int, workload: Workload) -> float:
+        """What unequal layers cost over equal ones at a workload: the median over its mixes, 1 where there is none."""
+        factors = []
+        for block, time in self.times.items():
+            if block.mix and block.workload == workload and block.hidden_size == hidden_size:
+                apart = [self._alone(layer, block) for layer in block.mix]
+                if None not in apart:
+                    factors.append(time.median_ms / math.fsum(ms for ms in apart if ms is not None))
+        return statistics.median(factors) if factors else 1.0
+
+    def _alone(self, layer: LayerSpec, mix: Block) -> float | None:
+        """Milliseconds of a mix's layer measured alone; None where it is not."""
+        for stretched in (mix.stretched_rope, False):
+            block = mix.replace(mix=None, layer=layer, stretched_rope=stretched)
+            if block in self.times:
+                return self.times[block].median_ms
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write the table into the folder of a cost model. OutputError where that is impossible."""
+        content = {
+            "format": _FORMAT,
+            "format_version": _VERSION,
+            "device_name": self.device_name,
+            "runtime": self.runtime,
+            "backend": self.backend,
+            "execution": self.execution,
+            "reference_ms": self.reference_ms,
+            "blocks": [
+                {
+                    "block": block.model_dump(mode="json", exclude_none=True),
+                    "ms": [t.median_ms, t.low_ms, t.high_ms],
+                }
+                for block, t in self.times.items()
+            ],
+        }
+        try:
+            (folder / _FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder / _FILE} ({error.strerror or error})") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> BlockTable | None:
+        """The table in the folder of a cost model; None where it has none. DataError for a damaged one."""
+        path = folder / _FILE
+        if not path.is_file():
+            return None
+        content: Any = read_json(path)
+        try:
+            if content["format"] != _FORMAT or content["format_version"] != _VERSION:
+                raise DataError(f"{path} was written by another version of hwsearch: fit again")
+            times = {
+                Block.model_validate(entry["block"]): BlockTime(
+                    **dict(zip(("median_ms", "low_ms", "high_ms"), entry["ms"], strict=True))
+                )
+                for entry in content["blocks"]
+            }
+            names = ("device_name", "runtime", "backend", "execution", "reference_ms")
+            return cls(times=times, **{name: content[name] for name in names})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} holds no measured blocks ({error}): fit again") from error
+
+
+def _time(row: BlockMeasurement) -> BlockTime:
+    visits = row.conditions.visit_ms if row.conditions and row.conditions.visit_ms else (row.median_ms,)
+    return BlockTime(
+        median_ms=row.median_ms,
+        low_ms=min(row.median_ms, *visits),
+        high_ms=max(row.median_ms, *visits),
+    )
+
+
+def asked_blocks(space: SearchSpace, workloads: Iterable[Workload]) -> dict[Block, int]:
+    """The blocks that a space's models are made of, and the bytes that such a model goes through in one pass."""
+    return {
+        block: working_set_bytes(space, workload)
+        for workload in workloads
+        for block in blocks_of_space(space, [workload])
+    }
+
+
+def load_blocks(path: Path) -> BlockTable | None:
+    """Measured blocks of a store, or of the folder of a cost model; None where there are none."""
+    if path.is_dir():
+        return BlockTable.load(path)
+    if path.suffix != ".db":
+        return None
+    with Store.open(path) as store:
+        return BlockTable.of(store.blocks(), source=str(path))

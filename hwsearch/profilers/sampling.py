@@ -1,0 +1,240 @@
+"""One visit to one thing to measure: build it, run it once, time it, and say under what conditions.
+
+Before and after the samples a fixed matrix product is timed, the drift reference. Where it is slower than it usually is
+in this run, or most samples were disturbed, the samples are taken again, within a share of the run's time; of several
+attempts the one with the fastest reference stands, and what still speaks against it is marked.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from hwsearch.profilers.monitor import Monitor, Reading, peak_resident
+from hwsearch.profilers.timing import CpuTimer, Timer, Timing, TimingRule, time_callable
+from hwsearch.profilers.tuning import tuned, tuned_since
+from hwsearch.records import Conditions, Execution
+
+__all__ = ["Built", "Outcome", "Reference", "Sampler"]
+
+_ATTEMPTS = 3
+_RETRY_SHARE = 0.3  # of the time spent on samples that may be spent on taking some again
+_RETRY_START_S = 2.0
+_DRIFT = 1.1  # times the usual reference
+_WAITED = 0.05  # share of the time without a core from which a measurement is called shared
+_REFERENCE_CALLS = 5
+_REFERENCE_KEPT = 50
+_REFERENCE_SIDE = {"cpu": 192, "cuda": 4096}
+_ENERGY_S = 0.4  # the energy counter of a GPU moves some ten times a second
+
+
+class Built(Protocol):
+    """`function` does the work of `copies` of what is measured."""
+
+    @property
+    def function(self) -> Callable[[], object]: ...
+
+    @property
+    def copies(self) -> int: ...
+
+
+B = TypeVar("B", bound=Built)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[B]):
+    """What was built, and the part of a `records.Sampled` that sampling decides."""
+
+    built: B
+    samples_ms: tuple[float, ...]
+    flagged: tuple[int, ...]
+    conditions: Conditions
+    peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
+    workspace_bytes: int | None
+    energy_j: float | None
+
+
+class Reference:
+    """A fixed product, timed again and again: how fast the machine is at the moment."""
+
+    def __init__(self, device: torch.device, *, timer: Timer) -> None:
+        side = _REFERENCE_SIDE[device.type]
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
+        out = torch.empty_like(a)
+        self._function = lambda: torch.matmul(a, b, out=out)
+        self._timer = timer
+        self._seen: deque[float] = deque(maxlen=_REFERENCE_KEPT)
+
+    def ms(self) -> float:
+        """The fastest of a few calls, now."""
+        with torch.inference_mode():
+            now = min(self._timer.sample_ms(self._function, calls=1) for _ in range(_REFERENCE_CALLS))
+        self._seen.append(now)
+        return now
+
+    @property
+    def usual_ms(self) -> float:
+        """The median of the latest ones."""
+        return statistics.median(self._seen)
+
+
+class Sampler:
+    """Takes samples on one device."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        timer: Timer,
+        rule: TimingRule,
+        execution: Execution = "eager",
+        monitor: Monitor | None = None,
+        reference: Reference | None = None,
+        energy: bool = False,
+    ) -> None:
+        self._device = device
+        self._timer = timer
+        self._rule = rule
+        self._execution = execution
+        self._monitor = monitor
+        self._reference = reference
+        self._energy = energy
+        self._sampled_s = 0.0
+        self._retried_s = 0.0
+
+    def visit(self, build: Callable[[], B], *, flush_bytes: int = 0) -> Outcome[B]:
+        """Build something and sample it. What building or running raises passes through.
+
+        flush_bytes: memory that is read between two calls on a CPU, where a single call is a sample then.
+        """
+        with torch.inference_mode():
+            if self._device.type == "cpu":
+                with peak_resident() as grown:
+                    built = build()
+                    built.function()
+                timer = self._timer
+                if flush_bytes and isinstance(timer, CpuTimer):
+                    timer = timer.flushing(flush_bytes)
+                return self._sampled(built, built.function, timer, peak=grown[0] if grown else None)
+            return self._visit_cuda(build)
+
+    def _visit_cuda(self, build: Callable[[], B]) -> Outcome[B]:
+        before = torch.cuda.memory_allocated(self._device)
+        kernels = tuned()
+        built = build()
+        built.function()  # compiles and tunes, with memory of its own
+        choice = tuned_since(kernels)
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        held = torch.cuda.memory_allocated(self._device)
+        built.function()
+        torch.cuda.synchronize(self._device)
+        peak = torch.cuda.max_memory_allocated(self._device)
+        function = self._captured(built.function) if self._execution == "cuda-graph" else built.function
+        outcome = self._sampled(built, function, self._timer, peak=peak - before)
+        return replace(
+            outcome,
+            conditions=replace(outcome.conditions, tuned=choice),
+            workspace_bytes=peak - held,
+            peak_reserved_bytes=torch.cuda.max_memory_reserved(self._device),
+        )
+
+    def _captured(self, function: Callable[[], object]) -> Callable[[], object]:
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # as torch.cuda.graphs asks: lazy initialisation must not be captured
+                function()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+        return graph.replay
+
+    def _sampled(
+        self, built: B, function: Callable[[], object], timer: Timer, *, peak: int | None
+    ) -> Outcome[B]:
+        best: tuple[float, Timing, Reading] | None = None
+        for attempt in range(_ATTEMPTS):
+            started = time.monotonic()
+            drift, timing, reading = self._attempt(function, timer)
+            spent = time.monotonic() - started
+            if attempt:
+                self._retried_s += spent
+            else:
+                self._sampled_s += spent
+            if best is None or drift < best[0]:
+                best = (drift, timing, reading)
+            calm = drift <= _DRIFT and 2 * len(timing.flagged) <= len(timing.samples_ms)
+            if calm or self._retried_s > _RETRY_START_S + _RETRY_SHARE * self._sampled_s:
+                break
+        assert best is not None
+        drift, timing, reading = best
+        share = 1 / built.copies
+        samples = tuple(sample * share for sample in timing.samples_ms)
+        return Outcome(
+            built=built,
+            samples_ms=samples,
+            flagged=timing.flagged,
+            conditions=self._conditions(samples, timing, reading, drift),
+            peak_memory_bytes=peak,
+            peak_reserved_bytes=None,
+            workspace_bytes=None,
+            energy_j=self._energy_j(function, share) if self._energy else None,
+        )
+
+    def _attempt(self, function: Callable[[], object], timer: Timer) -> tuple[float, Timing, Reading]:
+        """The reference's ratio to its usual value, the samples, and what the monitor saw."""
+        before = self._reference.ms() if self._reference else 0.0
+        if self._monitor is not None:
+            self._monitor.start()
+        timing = time_callable(function, timer=timer, rule=self._rule, watch=self._monitor)
+        reading = self._monitor.reading() if self._monitor is not None else Reading()
+        if self._reference is None:
+            return 1.0, timing, reading
+        return max(before, self._reference.ms()) / self._reference.usual_ms, timing, reading
+
+    def _conditions(
+        self, samples: tuple[float, ...], timing: Timing, reading: Reading, drift: float
+    ) -> Conditions:
+        flagged = frozenset(timing.flagged)
+        counted = [sample for i, sample in enumerate(samples) if i not in flagged] or list(samples)
+        marks = {
+            "drift": drift > _DRIFT,
+            "shared": (reading.waited or 0.0) > _WAITED or bool(reading.other_processes),
+            "throttled": "slowdown" in " ".join(reading.throttled),
+            "unstable": timing.half_width > self._rule.half_width,
+        }
+        return Conditions(
+            visit_ms=(statistics.median(counted),),
+            calls=timing.calls,
+            half_width=timing.half_width if timing.half_width < 1e9 else None,
+            reference_ms=self._reference.usual_ms * drift if self._reference else None,
+            waited=reading.waited,
+            clock_mhz=reading.clock_mhz,
+            temperature_c=reading.temperature_c,
+            power_limit_w=reading.power_limit_w,
+            other_processes=reading.other_processes,
+            throttled=reading.throttled,
+            marks=tuple(name for name, true in marks.items() if true),
+        )
+
+    def _energy_j(self, function: Callable[[], object], share: float) -> float | None:
+        """Joules of one call, from the counter around as many calls as fill _ENERGY_S; None without a counter."""
+        if self._monitor is None or (before := self._monitor.energy_j()) is None:
+            return None
+        calls, started = 0, time.monotonic()
+        while time.monotonic() - started < _ENERGY_S:
+            function()
+            calls += 1
+            torch.cuda.synchronize(self._device)
+        after = self._monitor.energy_j()
+        return None if after is None else (after - before) / calls * share
