@@ -54,15 +54,18 @@ def fit_constants(
     near = None if begin is None else form_with(table.kind, begin)
     forms = forms_of(table.kind) if near is None else (near,)
 
+    def error(constants: Mapping[str, float]) -> FloatArray:
+        predicted = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
+        found: FloatArray = np.log(predicted) - measured
+        return found
+
     def fitted(form: Form, shift: float) -> tuple[float, dict[str, float]]:
         own = prior if prior and form is form_with(table.kind, prior) else {}
         centre = np.log([own.get(k.name, k.start) for k in form.constants])
         first = centre if begin is None else np.log([begin[k.name] for k in form.constants])
         theta, cost = _least(
             form,
-            lambda constants: (
-                np.log(analytic_ms(table.kind, c, device=device, size=size, constants=constants)) - measured
-            ),
+            error,
             begin=first + shift * rng.normal(0, 1, len(first)),
             centre=centre,
             prior_sd=prior_sd,
@@ -99,8 +102,12 @@ def _least(
     low = np.log([k.low for k in form.constants])
     high = np.log([k.high for k in form.constants])
     inside = np.clip(centre, low + _EDGE, high - _EDGE)
+
+    def residuals(theta: FloatArray) -> FloatArray:
+        return np.concatenate([error(_named(form, theta)) / _NOISE, (theta - inside) / prior_sd])
+
     found = least_squares(
-        lambda theta: np.concatenate([error(_named(form, theta)) / _NOISE, (theta - inside) / prior_sd]),
+        residuals,
         np.clip(begin, low + _EDGE, high - _EDGE),
         bounds=(low, high),
         loss="soft_l1",
