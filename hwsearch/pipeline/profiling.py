@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -345,12 +346,17 @@ def _visible(devices: Sequence[str]) -> tuple[str, ...]:
     return tuple(here[index] if here else str(index) for index in indices)
 
 
+@cache
+def _bench(setup: BenchSetup, timeout_s: float | None) -> Bench:
+    """A worker's bench: opened once, and gone with the worker."""
+    return open_bench(setup, timeout_s=timeout_s).__enter__()
+
+
 def _measure_piece(
     setup: BenchSetup, visits: int, timeout_s: float | None, spec: DeviceSpec, operators: Sequence[Operator]
 ) -> list[Measurement]:
     """In a worker: measure a few operators and hand the rows back."""
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "piece.db", create=True) as store:
         store.add_device(spec)
-        with open_bench(setup, timeout_s=timeout_s) as bench:
-            measure_all(store, bench, operators, seed=setup.seed, visits=visits)
+        measure_all(store, _bench(setup, timeout_s), operators, seed=setup.seed, visits=visits)
         return store.measurements()
