@@ -99,7 +99,7 @@ def _least(
     """Logarithms of the form's constants (k,) that make an error in log latency (n,) least, and the cost."""
     from scipy.optimize import least_squares
 
-    low = np.log([k.low for k in form.constants])
+    low: FloatArray = np.log([k.low for k in form.constants])
     high = np.log([k.high for k in form.constants])
     inside = np.clip(centre, low + _EDGE, high - _EDGE)
 
