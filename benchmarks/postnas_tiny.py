@@ -67,7 +67,7 @@ CHOOSING, JUDGING = (16, 8), (60, 24)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
-PLACEMENT_STEPS = 70
+PLACEMENT_STEPS = 25
 FULL, RANDOM = 2, 10
 CONFIG = [
     ALONE,
@@ -315,7 +315,7 @@ def placement(seed: int, folder: Path, teacher: Path) -> None:
         same = "".join(map(str, genome))
         found = bench.alone(net, genome, steps=PLACEMENT_STEPS, name=f"alone-{same}")
         print(f"seed {seed}: {name} {np.flatnonzero(np.array(genome) == full).tolist()} recall "
-              f"{found['score']['recall.accuracy']:.2f} {found['score']['recall.loss']:.3f}, "
+              f"{found['score']['recall.accuracy']:.2f} {found['score']['recall.loss']:.4f}, "
               f"mean accuracy {found['score']['mean_accuracy']:.3f}", flush=True)  # fmt: skip
     print(json.dumps(placement_summary(folder), indent=1), flush=True)
 
