@@ -3,8 +3,8 @@
     python benchmarks/profile_cpu.py -o benchmarks/results/profile_cpu.json
 
 1. Repeatability: the same 40 points profiled twice, in processes of their own; the difference of the two medians.
-2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with the
-   time that they took.
+2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with
+   the time that they took.
 3. Ten random architectures of that space, none of which the fit has seen, each measured whole and compared with its
    prediction, prefill and decode.
 
@@ -83,9 +83,9 @@ def repeatability(work: Path) -> dict[str, Any]:
         )
     medians = []
     for path in stores:
-        with Store.open(path) as store:
+        with Store.open(path) as opened:
             medians.append(
-                {row.operator: row.median_ms for row in store.measurements() if row.status == "ok"}
+                {row.operator: row.median_ms for row in opened.measurements() if row.status == "ok"}
             )
     first, second = medians
     apart = {
@@ -157,6 +157,8 @@ def whole_models(work: Path) -> dict[str, Any]:
                 "predicted_ms_from_operators",
                 "predicted_from",
                 "error_percent",
+                "reference_ms",
+                "marks",
             )
             rows[text].append({**{key: phase[key] for key in kept}, "mixers": dict(architecture.count())})
     return {text: {**_agreement(found), "architectures": found} for text, found in rows.items()}

@@ -1,12 +1,20 @@
 """JetBlock's kernels on a GPU beside the unfused design and fla; correctness before speed, every case recorded.
 
-    python benchmarks/gpu/kernels.py --device cuda:0 -o benchmarks/results/gpu_kernels.json
+    python benchmarks/gpu/kernels.py -o benchmarks/results/gpu_kernels.json
+    python benchmarks/gpu/kernels.py --section tiles       # one section only
 
-d_K 96, d_V 256, 12 heads, bf16. Cases: the decode step at batch 1 to 1024 against convolution, gated delta rule (fla)
-and norm in launches of their own; the prefill of the dynamic convolution; prefill of the JetBlock module against the
-gated DeltaNet module of the same size; CUDA-graph capture of every mixer's decode. Times are medians of CUDA events
-with L2 flushed. Bandwidths are shares of a device copy measured in the same run. A case that fails is a row with its
-error.
+d_K 96, d_V 256, 12 heads, bf16. Sections, each in a process of its own, so that a kernel that hangs or breaks the
+device takes no other with it; the file is written after every case, and a case that fails is a row with its error:
+  step         JetBlock's decode step at batch 1 to 1024, against convolution, gated delta rule and norm apart
+  delta_step   the plain step of the gated delta rule, ours against fla's
+  convolution  prefill of the dynamic convolution
+  prefill      the JetBlock module against the gated DeltaNet module of the same size
+  graphs       CUDA-graph capture of every mixer's decode
+  window       prefill of sliding-window attention: SDPA block by block against compiled FlexAttention
+  tiles        tile and warps of both step kernels: what to set TILE and WARPS to
+Times are medians of CUDA events around graph replays, with L2 flushed before each; `again` is a second measurement of
+the same graph, so differences below theirs are noise. Bandwidths are shares of a 2 GiB device copy measured by the
+same section; `copy_ms` copies as many bytes as the step's state has.
 """
 
 from __future__ import annotations
@@ -14,7 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hwsearch.kernels.attention import attention
 from hwsearch.kernels.delta_rule import delta_rule
 from hwsearch.kernels.dynamic_conv import dynamic_conv
 from hwsearch.kernels.jet_step import JetParameters, JetToken, jet_step, log_decay
@@ -46,46 +57,141 @@ DECODED: dict[str, Spec] = {
 }
 
 
+BATCHES = (1, 4, 16, 64, 128, 256, 512, 1024)
+TILES = [(tile, warps) for tile in (1024, 2048, 4096, 8192, 16384) for warps in (2, 4, 8)]
+# Seconds until a section is stopped; together under ten minutes. fla tunes its prefill kernels at their first call.
+SECONDS = {
+    "step": 90,
+    "delta_step": 60,
+    "convolution": 40,
+    "prefill": 180,
+    "graphs": 80,
+    "window": 50,
+    "tiles": 90,
+}
+Cases = Iterator[tuple[str, Callable[[], Row]]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("gpu_kernels.json"))
+    parser.add_argument("--section", choices=SECTIONS)
     options = parser.parse_args()
-    device = torch_device(options.device)
-    torch.cuda.set_device(device)
-    copy_rate = _copy_rate(device)
-    cases: dict[str, Callable[[], Row]] = {}
-    for batch in (1, 4, 16, 64, 128, 256, 512, 1024):
-        cases[f"decode step, batch {batch}"] = partial(_step_case, batch, device, copy_rate)
-    for batch, length in ((8, 4096), (1, 65536)):
-        cases[f"dynamic convolution, {batch} x {length}"] = partial(
-            _conv_case, batch, length, device, copy_rate
-        )
-        cases[f"block prefill, {batch} x {length}"] = partial(_prefill_case, batch, length, device)
-    for name, spec in DECODED.items():
-        cases[f"graph capture, {name}"] = partial(_graph_case, spec, device)
-    rows: dict[str, Row] = {}
-    for name, case in cases.items():
+    if options.section:
+        _run_section(options.section, options.device, options.output)
+        return
+    torch_device(options.device)  # refuses here what would fail in every section
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    _write(options.output, {"rows": {}})
+    for section in SECTIONS:
+        command = [sys.executable, __file__, "--section", section, "--device", options.device]
         try:
-            with torch.no_grad():
-                rows[name] = {"status": "ok", **case()}
-        except (RuntimeError, ValueError, AssertionError, ImportError) as error:
-            rows[name] = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        print(name, json.dumps(rows[name]), flush=True)
-        torch.cuda.empty_cache()
-    place = environment(device)
-    result = {
+            code = subprocess.run(
+                [*command, "-o", str(options.output)], timeout=SECONDS[section], check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        if code:
+            result = json.loads(options.output.read_text(encoding="utf-8"))
+            result["rows"][f"section {section}"] = {"status": "failed", "reason": f"exit status {code}"}
+            _write(options.output, result)
+    rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
+    for name, row in rows.items():
+        print(name, json.dumps(row))
+    print(json.dumps({"ok": sum(row["status"] == "ok" for row in rows.values()), "of": len(rows)}))
+
+
+def _run_section(section: str, device_name: str, output: Path) -> None:
+    from triton.errors import TritonError
+
+    device = torch_device(device_name)
+    torch.cuda.set_device(device)
+    place, copy_rate = environment(device), _copy_rate(device)
+    result = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"rows": {}}
+    result |= {
         "device_name": place.device_name,
         "driver": place.driver,
         "runtime": place.runtime,
         "versions": dict(place.versions),
-        "copy_bytes_per_s": copy_rate,
-        "rows": rows,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({"ok": sum(row["status"] == "ok" for row in rows.values()), "of": len(rows)}))
+    result.setdefault("copy_bytes_per_s", {})[section] = copy_rate
+    for name, case in SECTIONS[section](device, copy_rate):
+        try:
+            with torch.no_grad():
+                row = {"status": "ok", **case()}
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            ImportError,
+            TritonError,
+        ) as error:
+            row = {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+        result["rows"][name] = row
+        _write(output, result)
+        print(name, json.dumps(row), flush=True)
+        torch.cuda.empty_cache()
+
+
+def _write(path: Path, result: dict[str, object]) -> None:
+    """Whole or not at all."""
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _steps(device: torch.device, copy_rate: float) -> Cases:
+    for batch in BATCHES:
+        yield f"decode step, batch {batch}", partial(_step_case, batch, device, copy_rate)
+
+
+def _delta_steps(device: torch.device, copy_rate: float) -> Cases:
+    for batch in BATCHES:
+        yield f"delta step, batch {batch}", partial(_delta_case, batch, device, copy_rate)
+
+
+def _windows(device: torch.device, copy_rate: float) -> Cases:
+    for batch, length in ((8, 4096), (1, 65536)):
+        yield f"window attention, {batch} x {length}", partial(_window_case, batch, length, device)
+
+
+def _tiles(device: torch.device, copy_rate: float) -> Cases:
+    for batch in (1, 64, 512):
+        for tile, warps in TILES:
+            case = partial(_tile_case, batch, tile, warps, device, copy_rate)
+            yield f"tile {tile}, {warps} warps, batch {batch}", case
+
+
+def _convolutions(device: torch.device, copy_rate: float) -> Cases:
+    for batch, length in ((8, 4096), (1, 65536)):
+        yield (
+            f"dynamic convolution, {batch} x {length}",
+            partial(_conv_case, batch, length, device, copy_rate),
+        )
+
+
+def _prefills(device: torch.device, copy_rate: float) -> Cases:
+    for batch, length in ((8, 4096), (1, 65536)):
+        yield f"block prefill, {batch} x {length}", partial(_prefill_case, batch, length, device)
+
+
+def _graphs(device: torch.device, copy_rate: float) -> Cases:
+    for name, spec in DECODED.items():
+        yield f"graph capture, {name}", partial(_graph_case, spec, device)
+
+
+SECTIONS: dict[str, Callable[[torch.device, float], Cases]] = {
+    "step": _steps,
+    "delta_step": _delta_steps,
+    "convolution": _convolutions,
+    "prefill": _prefills,
+    "graphs": _graphs,
+    "window": _windows,
+    "tiles": _tiles,
+}
 
 
 def _time_ms(function: Callable[[], object], *, repeats: int = 30) -> float:
@@ -146,26 +252,52 @@ def _token(batch: int, device: torch.device) -> tuple[JetToken, JetParameters, T
     return token, parameters, state, normal(batch, WIDTH, HEADS * VALUE)
 
 
-def _step_case(batch: int, device: torch.device, copy_rate: float) -> Row:
-    token, parameters, state, conv_state = _token(batch, device)
-    fused = jet_step(token, parameters, state_BHKV=state, conv_state_BWD=conv_state, backend="triton")
-    wide = JetToken(**{name: value.double() for name, value in vars(token).items()})
+def _timed(runs: dict[str, Callable[[], object]]) -> Row:
+    """Each as a captured graph, timed one after the other, the first a second time at the end."""
+    graphs = {name: _captured(run) for name, run in runs.items()}
+    times: Row = {f"{name}_ms": _time_ms(graph.replay) for name, graph in graphs.items()}
+    first = next(iter(graphs))
+    times[f"{first}_again_ms"] = _time_ms(graphs[first].replay)
+    return times
+
+
+def _against_copy(row: Row, name: str, state: Tensor, copy_rate: float) -> float:
+    """The share of the copy bandwidth at which a step reads and writes its state."""
+    elapsed = row[f"{name}_ms"]
+    assert isinstance(elapsed, float)
+    return 2 * state.numel() * state.element_size() / (elapsed / 1e3) / copy_rate
+
+
+def _check_step(
+    token: JetToken,
+    parameters: JetParameters,
+    states: tuple[Tensor, Tensor],
+    found: tuple[Tensor, Tensor, Tensor],
+) -> float:
+    """The largest relative error against the fp64 reference; AssertionError above 1e-2."""
     exact = jet_step(
-        wide,
+        JetToken(**{name: value.double() for name, value in vars(token).items()}),
         JetParameters(
             parameters.A_log_H.double(),
             parameters.dt_bias_H.double(),
             parameters.norm_weight_V.double(),
             parameters.norm_eps,
         ),
-        state_BHKV=state.double(),
-        conv_state_BWD=conv_state.double(),
+        state_BHKV=states[0].double(),
+        conv_state_BWD=states[1].double(),
         backend="reference",
     )
-    errors = [relative_error(ours, expected) for ours, expected in zip(fused, exact, strict=True)]
-    if max(errors) > 1e-2:
-        raise AssertionError(f"relative errors {errors}")
-    del wide, exact, fused
+    error = max(relative_error(ours, expected) for ours, expected in zip(found, exact, strict=True))
+    if not error <= 1e-2:
+        raise AssertionError(f"relative error {error}")
+    return error
+
+
+def _step_case(batch: int, device: torch.device, copy_rate: float) -> Row:
+    token, parameters, state, conv_state = _token(batch, device)
+    fused = jet_step(token, parameters, state_BHKV=state, conv_state_BWD=conv_state, backend="triton")
+    error = _check_step(token, parameters, (state, conv_state), fused)
+    del fused
 
     def one_launch() -> object:
         return jet_step(
@@ -177,7 +309,7 @@ def _step_case(batch: int, device: torch.device, copy_rate: float) -> Row:
             backend="triton",
         )
 
-    def unfused() -> object:
+    def unfused(rule: str) -> object:
         v, _ = dynamic_conv(token.v_BHV.flatten(1)[:, None], token.taps_BDW[:, None], state_BWD=conv_state)
         out, _ = delta_rule(
             F.silu(token.q_BHK)[:, None],
@@ -186,20 +318,73 @@ def _step_case(batch: int, device: torch.device, copy_rate: float) -> Row:
             log_decay(token.a_BH, parameters.A_log_H, parameters.dt_bias_H)[:, None],
             token.b_BH.sigmoid()[:, None],
             state_BHKV=state,
-            backend="fla",
+            backend=rule,
         )
         return F.rms_norm(out, (VALUE,), parameters.norm_weight_V, 1e-6) * F.silu(token.gate_BHV)[:, None]
 
-    graphs = [_captured(run) for run in (one_launch, unfused)]
-    fused_ms, unfused_ms = (_time_ms(graph.replay) for graph in graphs)
-    moved = 2 * state.numel() * state.element_size()
+    target = torch.empty_like(state)
+    row = _timed(
+        {
+            "fused": one_launch,
+            "unfused_fla": partial(unfused, "fla"),
+            "unfused_triton": partial(unfused, "triton"),
+            "copy": lambda: target.copy_(state),
+        }
+    )
     return {
-        "fused_ms": fused_ms,
-        "unfused_ms": unfused_ms,
-        "speedup": unfused_ms / fused_ms,
-        "share_of_copy_bandwidth": moved / (fused_ms / 1e3) / copy_rate,
-        "relative_error": max(errors),
+        **row,
+        "share_of_copy_bandwidth": _against_copy(row, "fused", state, copy_rate),
+        "relative_error": error,
     }
+
+
+def _delta_case(batch: int, device: torch.device, copy_rate: float) -> Row:
+    from hwsearch.kernels.delta_rule.triton import fused_delta_step
+
+    token, parameters, state, _ = _token(batch, device)
+    g = log_decay(token.a_BH, parameters.A_log_H, parameters.dt_bias_H)
+    tokens = (token.q_BHK, token.k_BHK, token.v_BHV, g, token.b_BH.sigmoid())
+    exact, _ = delta_rule(
+        *(x[:, None].double() for x in tokens), state_BHKV=state.double(), backend="reference"
+    )
+    errors = {}
+    for name in ("triton", "fla"):
+        ours, _ = delta_rule(*(x[:, None] for x in tokens), state_BHKV=state, backend=name)
+        errors[name] = relative_error(ours, exact)
+    if not max(errors.values()) <= 1e-2:
+        raise AssertionError(f"relative errors {errors}")
+    row = _timed(
+        {
+            "triton": lambda: fused_delta_step(*tokens, state, in_place=True),
+            "fla": lambda: delta_rule(*(x[:, None] for x in tokens), state_BHKV=state, backend="fla"),
+        }
+    )
+    return {
+        **row,
+        "triton_share": _against_copy(row, "triton", state, copy_rate),
+        "fla_share": _against_copy(row, "fla", state, copy_rate),
+        "relative_errors": errors,
+    }
+
+
+def _tile_case(batch: int, tile: int, warps: int, device: torch.device, copy_rate: float) -> Row:
+    from hwsearch.kernels.delta_rule.triton import fused_delta_step
+    from hwsearch.kernels.jet_step.triton import fused_jet_step
+
+    token, parameters, state, conv_state = _token(batch, device)
+    found = fused_jet_step(token, parameters, state, conv_state, False, tile=tile, num_warps=warps)
+    error = _check_step(token, parameters, (state, conv_state), found)
+    tokens = (token.q_BHK, token.k_BHK, token.v_BHV, -token.a_BH.float().abs(), token.b_BH.sigmoid())
+    row = _timed(
+        {
+            "jet": lambda: fused_jet_step(
+                token, parameters, state, conv_state, True, tile=tile, num_warps=warps
+            ),
+            "delta": lambda: fused_delta_step(*tokens, state, in_place=True, tile=tile, num_warps=warps),
+        }
+    )
+    shares = {f"{name}_share": _against_copy(row, name, state, copy_rate) for name in ("jet", "delta")}
+    return {**row, **shares, "relative_error": error}
 
 
 def _conv_case(batch: int, length: int, device: torch.device, copy_rate: float) -> Row:
@@ -237,6 +422,37 @@ def _prefill_case(batch: int, length: int, device: torch.device) -> Row:
         row[f"{name}_ms"] = _time_ms(partial(mixer, hidden), repeats=10)
         row[f"{name}_kernel"] = mixer.kernel_used
     return row
+
+
+def _window_case(batch: int, length: int, device: torch.device) -> Row:
+    """Jet-Nemotron-2B's attention: 12 query heads, 2 key heads of 128, a window of 1152."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    window, heads = 1152, (12, 2, 2)
+    q, k, v = (torch.randn(batch, h, length, 128, device=device, dtype=torch.bfloat16) for h in heads)
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key > query - window)
+
+    mask = create_block_mask(visible, None, None, length, length, device=str(device))
+    compiled = torch.compile(flex_attention)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "sdpa": lambda: attention(q, k, v, window=window),
+        "flex": lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True),
+    }
+    last = slice(length - 1500, length)  # what the last 300 queries see
+    exact = attention(
+        q[:1, :, length - 300 :].double(),
+        k[:1, :, last].double(),
+        v[:1, :, last].double(),
+        window=window,
+        backend="reference",
+    )
+    errors = {name: relative_error(run()[:1, :, length - 300 :], exact) for name, run in runs.items()}
+    if not max(errors.values()) <= 1e-2:
+        raise AssertionError(f"relative errors {errors}")
+    times: Row = {f"{name}_ms": _time_ms(run, repeats=10) for name, run in runs.items()}
+    return {**times, "relative_errors": errors}
 
 
 def _graph_case(spec: Spec, device: torch.device) -> Row:

@@ -148,6 +148,7 @@ def _row_json(row: BenchRow) -> dict[str, Any]:
         "peak_memory_bytes": row.peak_memory_bytes,
         "kernel": row.kernel,
         "marks": list(row.marks),
+        "reference_ms": row.reference_ms,
         "notes": list(row.notes),
     }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, size, table, working
+from hwsearch.cli.output import console, emit_json, json_option, quiet_transformers, size, table, working
 from hwsearch.models import require_transformers
 from hwsearch.operators import DTYPE_BYTES
 from hwsearch.searchspace.references import architecture_named
@@ -64,14 +64,12 @@ def command(
     """
     require_transformers(purpose="hwsearch build")
     import torch
-    from transformers.utils import logging
 
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.models.convert import build_model
     from hwsearch.models.folder import check_absent, new_folder
 
-    logging.set_verbosity_error()  # what it reports of missing weights stands in our own table
-    logging.disable_progress_bar()
+    quiet_transformers()
     check_absent(output)
     architecture = architecture_named(arch)
     checkpoint = None if source is None else Checkpoint(source)

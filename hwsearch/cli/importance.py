@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from hwsearch.cli.output import console, emit_json, json_option, table, working
+from hwsearch.cli.output import console, emit_json, json_option, quiet_transformers, table, working
 from hwsearch.cli.scores import score_json
 from hwsearch.errors import DependencyError, InputError, OutputError
 from hwsearch.models import require_transformers
@@ -50,6 +50,7 @@ def command(
     Scores are kept in the folder SUPERNET: what was scored once is not scored again.
     """
     require_transformers(purpose="hwsearch importance")
+    quiet_transformers()
     from hwsearch.surrogate.layer_scores import layer_scores, linear_choice
     from hwsearch.surrogate.processes import device_named
     from hwsearch.surrogate.supernet_folder import SupernetFolder

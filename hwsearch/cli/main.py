@@ -47,7 +47,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"hwsearch.cli.{cmd_name.replace('import', 'import_')}")
+        name = "import_" if cmd_name == "import" else cmd_name
+        module = importlib.import_module(f"hwsearch.cli.{name}")
         command: click.Command = module.command
         return command
 

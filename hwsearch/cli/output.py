@@ -24,6 +24,7 @@ __all__ = [
     "note",
     "print_counts",
     "progress",
+    "quiet_transformers",
     "size",
     "table",
     "working",
@@ -89,6 +90,14 @@ def progress() -> Progress:
         transient=True,
         disable=not to.is_terminal,
     )
+
+
+def quiet_transformers() -> None:
+    """Leave reporting to our own tables and bars; what transformers says of missing weights stands there too."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def working(text: str) -> AbstractContextManager[object]:

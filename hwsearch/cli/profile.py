@@ -1,54 +1,75 @@
-"""hwsearch profile: measure operators on this machine, resumably."""
+"""hwsearch profile: measure operators on this machine by a plan, resumably."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from hwsearch.cli.measuring import Measuring, measuring_options
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
+from hwsearch.cli.output import emit_json, json_option, progress
+from hwsearch.cli.profile_report import estimate_json, print_estimate, print_profiled, profiled_json
 from hwsearch.errors import InputError
-from hwsearch.operators import KINDS, Operator
-from hwsearch.pipeline.blocks import asked_blocks
-from hwsearch.pipeline.demand import operators_of
+from hwsearch.operators import dtype_bytes
+from hwsearch.pipeline.active import PLANS, CurvePoint, Plan, Stop
+from hwsearch.pipeline.models import cost_model_named
+from hwsearch.pipeline.profiling import DEFAULT_POINTS, Profile
+from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.environment import default_dtype, torch_device
-from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.rows import subject_of
-from hwsearch.profilers.run import Progress, profile
+from hwsearch.profilers.run import Progress
 from hwsearch.profilers.store import Store
-from hwsearch.searchspace.bases import base_named
-from hwsearch.searchspace.block import Block
-from hwsearch.searchspace.presets import space_named
-from hwsearch.searchspace.workload import Workload
 
 __all__ = ["command"]
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
 
 @click.command("profile")
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a CUDA device such as cuda:0.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("cpu",),
+    show_default="cpu",
+    help="cpu, or a CUDA device such as cuda:0; repeat it for several of one model.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to add to.")
 @click.option(
-    "--points",
-    default=160,
+    "--plan",
+    type=click.Choice(PLANS),
+    default="grid",
     show_default=True,
-    type=click.IntRange(min=1),
-    help="How many operators of the default plan, a spread over every kind.",
+    help="All that is asked for; drawn at random; or chosen by the cost model, batch by batch.",
 )
 @click.option(
-    "--space",
-    help="Measure instead what this search space asks for: a name from `hwsearch spaces`, or a file.",
+    "--points",
+    type=click.IntRange(min=1),
+    help=f"Stop at so many operators in the store; {DEFAULT_POINTS} for a grid without --space.",
 )
-@click.option("--base", help="The base model of --space.")
-@click.option("--workload", "workloads", multiple=True, help="A workload of --space; may be repeated.")
-@click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
+@click.option("--target-error", metavar="PERCENT", help="Stop at this cross-validated error, such as 5%.")
+@click.option("--time", "duration", metavar="DURATION", help="Stop after this long, such as 90s, 10m or 1h.")
+@click.option(
+    "--space", help="Measure what this search space asks for: a name from `hwsearch spaces`, or a file."
+)
+@click.option("--base", "bases", multiple=True, help="A base model of --space; may be repeated.")
+@click.option(
+    "--workload",
+    "workloads",
+    multiple=True,
+    help="A workload of --space, or a range, doubled: decode:batch=1..256,context=1k..128k; may be repeated.",
+)
+@click.option("--from", "start", metavar="MODEL", help="Start from another device's cost model (active).")
 @click.option(
     "--blocks/--no-blocks",
     default=True,
     show_default=True,
-    help="With --space: also measure its layers whole, each as it runs inside a model.",
+    help="With --space and a grid: also measure its layers whole, each as it runs inside a model.",
 )
+@click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
+@click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it would take.")
 @measuring_options
 @seed_option
 @json_option
@@ -56,106 +77,94 @@ def command(
     *,
     measuring: Measuring,
     blocks: bool,
-    device: str,
+    devices: tuple[str, ...],
     output: Path,
-    points: int,
+    plan: Plan,
+    points: int | None,
+    target_error: str | None,
+    duration: str | None,
     space: str | None,
-    base: str | None,
+    bases: tuple[str, ...],
     workloads: tuple[str, ...],
+    start: str | None,
     dtype: str | None,
+    dry_run: bool,
     seed: int,
     as_json: bool,
 ) -> None:
     """Measure operators with PyTorch on this machine and keep every sample.
 
-    What the store already holds is not measured again: interrupt it and call it again to go on.
+    Without --space, what is asked for is a spread over every kind of operator. The rules that stop a plan combine:
+    the first that is met ends it. What the store already holds is not measured again: interrupt it and call it
+    again to go on.
     """
-    operators = _operators(device, points, space, base, workloads, seed)
-    target = torch_device(device)  # refuses a device that is not there before a store is made
-    precision = dtype or default_dtype(target.type)
-    layers = _layers(space, base, workloads, precision) if blocks else {}
-    with Store.open(output, create=True) as store, progress() as bar:
-        task = bar.add_task("measuring", total=None, status="")
-
-        def advance(done: Progress) -> None:
-            bar.update(task, completed=done.done, total=done.total, status=str(subject_of(done.measurement)))
-
-        summary = profile(
-            store,
-            operators,
-            blocks=layers,
-            device=device,
+    for device in devices:
+        torch_device(device)  # refuses a device that is not there before a store is made
+    dtype = dtype or default_dtype(devices[0].partition(":")[0])
+    dtype_bytes(dtype)
+    task = Profile(
+        devices=devices,
+        setup=BenchSetup(
+            device=devices[0],
             dtype=dtype,
             seed=seed,
-            visits=measuring.visits,
             backend=measuring.backend,
             execution=measuring.execution,
             energy=measuring.energy,
-            timeout_s=measuring.timeout_s,
-            on_progress=advance,
-        )
-        measurements = store.measurements()
-        whole = store.blocks()
-    if as_json:
-        emit_json(
-            {
-                "store": str(output),
-                "measured": summary.measured,
-                "skipped": summary.skipped,
-                "not_ok": summary.not_ok,
-                "measurements": len(measurements),
-                "blocks": len(whole),
-                "warning": summary.warning,
-            }
-        )
-        return
-    shown = table(f"{output}", "operator", "rows", "not ok", "fastest ms", "slowest ms")
-    for kind in KINDS:
-        own = [m for m in measurements if m.operator.kind == kind]
-        times = [m.median_ms for m in own if m.status == "ok"]
-        if own:
-            shown.add_row(
-                kind,
-                str(len(own)),
-                str(len(own) - len(times)),
-                milliseconds(min(times)) if times else "-",
-                milliseconds(max(times)) if times else "-",
-            )
-    if whole:
-        times = [row.median_ms for row in whole if row.status == "ok"]
-        shown.add_row(
-            "blocks",
-            str(len(whole)),
-            str(len(whole) - len(times)),
-            milliseconds(min(times)) if times else "-",
-            milliseconds(max(times)) if times else "-",
-        )
-    console().print(shown)
-    if summary.warning:
-        note(f"warning: {summary.warning}")
-    note(
-        f"{summary.measured} measured now, {summary.skipped} were there already, {summary.not_ok} could not run"
+        ),
+        visits=measuring.visits,
+        timeout_s=measuring.timeout_s,
+        blocks=blocks,
+        plan=plan,
+        stop=Stop(
+            points=points,
+            error=None if target_error is None else read_percent(target_error),
+            seconds=None if duration is None else read_duration(duration),
+        ),
+        space=space,
+        bases=bases,
+        workloads=workloads,
+        source=None if start is None else cost_model_named(start),
     )
+    task.check()
+    if dry_run:
+        estimate = task.estimate(output)
+        if as_json:
+            emit_json(estimate_json(estimate, output))
+        else:
+            print_estimate(estimate, task)
+        return
+    with Store.open(output, create=True) as store, progress() as bar:
+        shown = bar.add_task("measuring", total=None, status="")
+        error = ""
+
+        def advance(done: Progress) -> None:
+            status = f"{error}{subject_of(done.measurement)}"
+            bar.update(shown, completed=done.done, total=done.total, status=status)
+
+        def judge(point: CurvePoint) -> None:
+            nonlocal error
+            error = "" if point.error is None else f"error {100 * point.error:.1f}%  "
+
+        profiled = task.run(store, on_progress=advance, on_curve=judge)
+        measurements, whole = store.measurements(), store.blocks()
+    if as_json:
+        emit_json(profiled_json(profiled, measurements, whole, plan, output))
+    else:
+        print_profiled(profiled, measurements, whole, output)
 
 
-def _operators(
-    device: str, points: int, space: str | None, base: str | None, workloads: tuple[str, ...], seed: int
-) -> list[Operator]:
-    if space is None:
-        if base is not None or workloads:
-            raise InputError("--base and --workload belong to a search space: add --space postnas")
-        return list(default_plan(device.partition(":")[0], points=points, seed=seed))
-    if base is None or not workloads:
-        raise InputError(
-            "--space needs --base and at least one --workload, for example decode:batch=16,context=4096"
-        )
-    chosen = space_named(space, base_named(base))
-    return operators_of(chosen, [Workload.from_text(text) for text in workloads])
+def read_percent(text: str) -> float:
+    """A share from a text such as 5%. InputError for anything else, and outside of 0 to 100."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if found is None or not 0 < float(found[1]) < 100:
+        raise InputError(f"--target-error {text!r}: write a percentage above 0 and below 100, for example 5%")
+    return float(found[1]) / 100
 
 
-def _layers(space: str | None, base: str | None, workloads: tuple[str, ...], dtype: str) -> dict[Block, int]:
-    """The blocks of a space, with the memory that its models go through; none without a space."""
-    if space is None or base is None:
-        return {}
-    asked = [Workload.from_text(text, dtype=dtype) for text in workloads]
-    return asked_blocks(space_named(space, base_named(base)), asked)
+def read_duration(text: str) -> float:
+    """Seconds from a text such as 90s, 10m or 1h. InputError for anything else, and for no time at all."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if found is None or not float(found[1]) > 0:
+        raise InputError(f"--time {text!r}: write a number with s, m or h, for example 10m")
+    return float(found[1]) * _SECONDS[found[2]]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, progress
+from hwsearch.cli.output import console, emit_json, json_option, progress, quiet_transformers
 from hwsearch.cli.scores import score_json, score_table
 from hwsearch.errors import InputError
 from hwsearch.models import require_transformers
-from hwsearch.search.executors import Executor, InlineExecutor, ProcessExecutor
+from hwsearch.search.executors import ProcessExecutor
 from hwsearch.searchspace.references import architecture_named
 
 __all__ = ["command"]
@@ -63,6 +64,7 @@ def command(
     keeps a folder that `hwsearch build ARCH --supernet FOLDER` takes.
     """
     require_transformers(purpose="hwsearch proxy")
+    quiet_transformers()
     from hwsearch.surrogate.processes import device_named
     from hwsearch.surrogate.proxy import ProxyJob, ProxyResult, proxy_recipe, proxy_training
     from hwsearch.surrogate.supernet_folder import SupernetFolder
@@ -91,8 +93,8 @@ def command(
         )
         for genome in names
     ]
-    executor: Executor = InlineExecutor() if workers == 1 else ProcessExecutor(workers)
-    with executor, progress() as bar:
+    pool = ProcessExecutor(workers) if workers > 1 else nullcontext()
+    with pool as executor, progress() as bar:
         row = bar.add_task("training candidates", total=None, status="")
 
         def advance(result: ProxyResult) -> None:

@@ -95,12 +95,14 @@ def plot(*, run: Path, output: Path) -> None:
 
 @command.command("export")
 @_run
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".csv or .parquet")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".csv, .parquet or .log")
 @json_option
 def export(*, run: Path, output: Path, as_json: bool) -> None:
-    """Write every evaluation as a table: CSV, or parquet (extra `parquet`)."""
+    """Write every evaluation: a table as CSV or parquet (extra `parquet`), or a journal for optuna-dashboard as .log
+    (extra `optuna`)."""
     journal = read_journal(run)
     columns = _columns(journal)
+    written = len(journal)
     try:
         if output.suffix == ".csv":
             with output.open("w", encoding="utf-8", newline="") as file:
@@ -109,14 +111,18 @@ def export(*, run: Path, output: Path, as_json: bool) -> None:
                 writer.writerows(zip(*columns.values(), strict=True))
         elif output.suffix == ".parquet":
             _write_parquet(columns, output)
+        elif output.suffix == ".log":
+            from hwsearch.cli.optuna_export import write_optuna
+
+            written = write_optuna(journal, output, name=run.resolve().name)
         else:
-            raise InputError(f"cannot write {output}: end the file in .csv or .parquet")
+            raise InputError(f"cannot write {output}: end the file in .csv, .parquet or .log")
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from None
     if as_json:
-        emit_json({"output": str(output), "evaluations": len(journal), "columns": list(columns)})
+        emit_json({"output": str(output), "evaluations": written, "columns": list(columns)})
     else:
-        console().print(f"{len(journal)} evaluations written to {output}", markup=False, soft_wrap=True)
+        console().print(f"{written} evaluations written to {output}", markup=False, soft_wrap=True)
 
 
 def _columns(journal: Journal) -> dict[str, list[Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +15,19 @@ import click
 import numpy as np
 
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, progress, size, working
+from hwsearch.cli.output import (
+    console,
+    emit_json,
+    json_option,
+    note,
+    progress,
+    quiet_transformers,
+    size,
+    working,
+)
 from hwsearch.cli.scores import score_json, score_table
 from hwsearch.errors import InputError, unknown_name
 from hwsearch.models import require_transformers
-from hwsearch.operators import DTYPE_BYTES
 from hwsearch.searchspace.budget import COUNTED_KINDS, parse_budget
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -32,11 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SAMPLINGS = ("uniform", "balanced", "feasible")
+TINY_TEACHER = "tiny-teacher"
+_SAMPLES = 5000  # of each ability, beside the documentation of Python
+_SAY_EVERY_S = 60  # where there is no terminal
 _ITEMS = 50  # of each task, in the table at the end
 
 
 @click.command("supernet")
-@click.argument("checkpoint", default="tiny-teacher")
+@click.argument("checkpoint", default=TINY_TEACHER)
 @click.option(
     "--data",
     multiple=True,
@@ -44,7 +57,9 @@ _ITEMS = 50  # of each task, in the table at the end
     help="Text: .txt, .md, .jsonl, .parquet, or the folder of a packed corpus; may be repeated.",
 )
 @click.option("--tasks", type=click.Path(path_type=Path, exists=True), help="Task items, jsonl.")
-@click.option("--space", "preset", default="placement", show_default=True, help="A name or a space file.")
+@click.option(
+    "--space", "preset", default="postnas-placement", show_default=True, help="A name or a space file."
+)
 @click.option(
     "--limit",
     "limits",
@@ -56,7 +71,7 @@ _ITEMS = 50  # of each task, in the table at the end
 @click.option("--steps-b", default=200, show_default=True, type=click.IntRange(min=0), help="Path steps.")
 @click.option("--lr-a", default=2e-3, show_default=True, type=click.FloatRange(min=0, min_open=True))
 @click.option("--lr-b", default=1e-3, show_default=True, type=click.FloatRange(min=0, min_open=True))
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(min=1), help="Rows.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Rows.")
 @click.option("--length", type=click.IntRange(min=2), help="Tokens of a row; default: 1024 or what fits.")
 @click.option(
     "--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Batches of a step."
@@ -71,7 +86,9 @@ _ITEMS = 50  # of each task, in the table at the end
     help="Of feature, kl and task in path steps, default 1, 1, 0; may be repeated.",
 )
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Of the weights; default: the checkpoint's."
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Of the weights; default: the checkpoint's on a GPU, float32.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1; torchrun sets its own.")
 @click.option(
@@ -108,18 +125,23 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train a supernet of CHECKPOINT: a Qwen2, Qwen3 or Llama folder, or the tiny teacher that ships with hwsearch.
+    """Train a supernet of CHECKPOINT: a Qwen2, Qwen3 or Llama folder, or the tiny teacher that ships with hwsearch,
+    for which text and tasks ship too.
 
     Feed-forward networks, norms, embeddings, head and attention stay as they are. Interrupted, the same command goes on
     where it was. Started by torchrun, each process trains on its own rows.
     """
     require_transformers(purpose="hwsearch supernet")
+    quiet_transformers()
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.surrogate.processes import is_first, joined, wait
     from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings
+    from hwsearch.surrogate.teacher import TASKS, teacher_folder
+    from hwsearch.surrogate.teacher_recipe import TeacherRecipe
     from hwsearch.surrogate.training import Recipe, Stage
 
-    source = Checkpoint(Path(checkpoint))
+    tiny = checkpoint == TINY_TEACHER
+    source = Checkpoint(teacher_folder() if tiny else Path(checkpoint))
     base = source.base
     settings = SupernetSettings(
         recipe=Recipe(
@@ -133,22 +155,34 @@ def command(
             seed=seed,
         ),
         batch=batch,
-        length=length or min(1024, base.max_position_embeddings),
-        dtype=dtype,
+        length=length or (TeacherRecipe().length if tiny else min(1024, base.max_position_embeddings)),
+        dtype=dtype or ("float32" if device == "cpu" else None),
         train_attention=train_attention,
     )
-    if not data or tasks is None:
-        raise InputError("a supernet needs text and tasks: give --data and --tasks")
+    if not tiny and (not data or tasks is None):
+        raise InputError(f"a supernet of {checkpoint} needs text and tasks: give --data and --tasks")
     space = _limited(space_named(preset, base), limits)
     folder = SupernetFolder(output)
     with joined(device) as place:
         if is_first():
-            folder.create(checkpoint=source, space=space, sources=data, tasks=tasks, settings=settings)
+            with tempfile.TemporaryDirectory() as made:
+                sources = data or _teacher_text(Path(made), written=folder.exists)
+                items = tasks or source.folder / TASKS
+                folder.create(checkpoint=source, space=space, sources=sources, tasks=items, settings=settings)
         wait()
         trained = _train(folder, place, shown=is_first())
         wait()
         if is_first():
             _report(folder, trained, place, as_json=as_json)
+
+
+def _teacher_text(place: Path, *, written: bool) -> list[Path]:
+    """What the tiny teacher was trained on, made in a folder unless it was packed before."""
+    from hwsearch.surrogate.teacher import write_data
+
+    if not written:
+        write_data(place, seed=0, samples=_SAMPLES)
+    return [place / "text.jsonl", place / "samples.jsonl"]
 
 
 def _losses(texts: Sequence[str]) -> LossWeights:
@@ -181,7 +215,7 @@ def _limited(space: SearchSpace, limits: Sequence[str]) -> SearchSpace:
 
 def _train(folder: SupernetFolder, device: torch.device, *, shown: bool) -> Trained:
     """Train with a bar; Ctrl-C ends the step, keeps the state and only then the command."""
-    recipe = folder.settings.recipe
+    recipe, said = folder.settings.recipe, [time.monotonic()]
     with progress() as bar, _asked_to_stop() as asked:
         rows = {
             name: bar.add_task(text, total=stage.steps, status="", visible=shown)
@@ -192,6 +226,11 @@ def _train(folder: SupernetFolder, device: torch.device, *, shown: bool) -> Trai
             status = ", ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
             status += f", {at.tokens_per_s:,.0f} tokens/s, {size(at.memory_bytes)}"
             bar.update(rows[at.stage], completed=at.step, status=status)
+            if shown and bar.disable and time.monotonic() - said[0] > _SAY_EVERY_S:
+                said[0] = time.monotonic()
+                note(
+                    f"stage {at.stage}, step {at.step} of {at.steps}: {status}, {at.eta_s / 60:.0f} min left"
+                )
 
         return folder.train(device=device, on_step=advance, stop=asked)
 

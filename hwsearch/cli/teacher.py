@@ -12,7 +12,6 @@ import click
 
 from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import console, emit_json, json_option, note, progress, table, working
-from hwsearch.errors import DataError
 from hwsearch.models import require_transformers
 from hwsearch.surrogate.teacher_recipe import TeacherRecipe
 
@@ -40,12 +39,12 @@ def command() -> None:
 @command.command("train")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @_size("layers", "--layers", help="Decoder layers.")
-@_size("hidden_size", "--hidden-size", help="A multiple of 32, the width of a head.")
+@_size("hidden_size", "--hidden-size", help="A multiple of 64: an even number of heads.")
 @_size("vocabulary", "--vocabulary", help="Tokens of the tokenizer.")
 @_size("length", "--length", help="Tokens of a row.")
 @_size("batch", "--batch", help="Rows of a step.")
 @_size("steps", "--steps", help="Steps.")
-@click.option("--on", "device", default="cpu", show_default=True, help="Where to train: cpu or cuda.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
 @seed_option
 @json_option
 def train(
@@ -92,7 +91,11 @@ def train(
                 said = time.monotonic()
                 bar.console.print(_line(now, scores), markup=False, soft_wrap=True)
 
-        scores = train_teacher(output, recipe, device=device, report=report)
+        try:
+            scores = train_teacher(output, recipe, device=device, report=report)
+        except KeyboardInterrupt:
+            note(f"the same command goes on from the last state in {output}")
+            raise
     _show(output, scores, as_json=as_json)
 
 
@@ -110,20 +113,14 @@ def score(*, model: Path | None, tasks: Path | None, as_json: bool) -> None:
     """
     require_transformers(purpose="hwsearch teacher")
     _quiet()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from hwsearch.surrogate.model_scores import ModelScores, score_tasks, text_loss
+    from hwsearch.surrogate.model_scores import ModelScores, load_model, score_tasks, text_loss
     from hwsearch.surrogate.tasks import EncodedTasks, read_tasks
     from hwsearch.surrogate.teacher import TASKS, teacher_folder, validation_text
 
     folder = model or teacher_folder()
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder} has no config.json: name the folder of a Hugging Face model")
     wanted = read_tasks(tasks or folder / TASKS)
     with working("scoring"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        loaded, tokenizer = load_model(folder)
         encoded = EncodedTasks.of(wanted, tokenizer, max_length=loaded.config.max_position_embeddings)
         held_out = validation_text(folder, tokenizer)
         loss = None if held_out is None else text_loss(loaded, held_out)

@@ -6,7 +6,7 @@ kind of kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from hwsearch.costmodel.forms.chunked import chunked
 from hwsearch.costmodel.forms.common import Constant, Constants, FloatArray, Form
 from hwsearch.costmodel.forms.context_attention import CONTEXT_ATTENTION
 from hwsearch.costmodel.forms.delta_rule import DELTA_RULE_PREFILL
+from hwsearch.costmodel.forms.flash_attention_2 import FLASH_ATTENTION_2_DECODE
 from hwsearch.costmodel.forms.gemm import GEMM
 from hwsearch.costmodel.forms.generation_attention import GENERATION_ATTENTION
 from hwsearch.costmodel.forms.moe import MOE
@@ -21,7 +22,7 @@ from hwsearch.costmodel.forms.streaming import streaming
 from hwsearch.operators import Columns
 from hwsearch.records import DeviceSpec
 
-__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms"]
+__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "form_with", "forms_of"]
 
 FORMS: Mapping[str, Form] = {
     "gemm": GEMM,
@@ -63,6 +64,22 @@ FORMS: Mapping[str, Form] = {
 }
 
 
+_OTHER_KERNELS: Mapping[str, tuple[Form, ...]] = {"generation_attention": (FLASH_ATTENTION_2_DECODE,)}
+
+
+def forms_of(kind: str) -> tuple[Form, ...]:
+    """The forms of a family: that of FORMS, then those of other kernels that some devices run instead."""
+    return (FORMS[kind], *_OTHER_KERNELS.get(kind, ()))
+
+
+def form_with(kind: str, constants: Iterable[str]) -> Form | None:
+    """The form of a family that has exactly the constants of these names; None where no kernel's has."""
+    names = set(constants)
+    return next((form for form in forms_of(kind) if {k.name for k in form.constants} == names), None)
+
+
 def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constants: Constants) -> FloatArray:
-    """Milliseconds (n,) of the calibrated form; `size` is the bytes per element."""
-    return 1e3 * FORMS[kind].seconds(c, device, size, constants)
+    """Milliseconds (n,) of the calibrated form that has these constants; `size` is the bytes per element."""
+    form = form_with(kind, constants)
+    assert form is not None, f"no form of {kind} has the constants {', '.join(sorted(constants))}"
+    return 1e3 * form.seconds(c, device, size, constants)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import Form, analytic_ms, form_with, forms_of
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
@@ -19,6 +19,9 @@ FloatArray = NDArray[np.float64]
 _PRIOR_SD = 1.0  # natural-log units: a constant is expected within a factor of e of its start
 _FIT_ROWS = 2000
 _STARTS, _STEPS = 4, 40
+_SHIFT = 0.4  # natural-log units between the starts
+_NOISE = 0.05  # log latency: what a form is not expected to explain
+_EDGE = 1e-6  # a fit begins inside the bounds
 
 
 def fit_constants(
@@ -38,42 +41,70 @@ def fit_constants(
 
     The prior is centred on the form's own starting values, or on the constants `prior`, with `prior_sd` in
     natural-log units; the fit begins there, or at `begin`, and at random places nearby, `starts` in all of at
-    most `steps` steps, and the best is kept.
+    most `steps` steps, and the best is kept. Where different devices run different kernels, the first start decides
+    whose form the table shows, or `begin` does; a prior of another kernel's constants is none.
     `beside` (n,) is added to the form's log latency, for what is known of each row from elsewhere.
     """
-    from scipy.optimize import least_squares
-
-    form = FORMS[table.kind]
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(table), min(_FIT_ROWS, len(table)), replace=False)
     c = columns(table.kind, table.dims[chosen])
     measured = np.log(table.latency_ms[chosen])
     if beside is not None:
         measured = measured - beside[chosen]
-    start = np.log([prior[k.name] if prior else k.start for k in form.constants])
+    near = None if begin is None else form_with(table.kind, begin)
+    forms = forms_of(table.kind) if near is None else (near,)
+
+    def fitted(form: Form, shift: float) -> tuple[float, dict[str, float]]:
+        own = prior if prior and form is form_with(table.kind, prior) else {}
+        centre = np.log([own.get(k.name, k.start) for k in form.constants])
+        first = centre if begin is None else np.log([begin[k.name] for k in form.constants])
+        theta, cost = _least(
+            form,
+            lambda constants: (
+                np.log(analytic_ms(table.kind, c, device=device, size=size, constants=constants)) - measured
+            ),
+            begin=first + shift * rng.normal(0, 1, len(first)),
+            centre=centre,
+            prior_sd=prior_sd,
+            steps=steps,
+        )
+        return cost, _named(form, theta)
+
+    # The first start tells which kernel the table shows; the others only look for better constants of its form.
+    tried = [(*fitted(form, 0.0), form) for form in forms]
+    least, best, form = min(tried, key=lambda one: one[0])
+    for _ in range(starts - 1):
+        cost, found = fitted(form, _SHIFT)
+        if cost < least:
+            least, best = cost, found
+    return best
+
+
+def _named(form: Form, theta: FloatArray) -> dict[str, float]:
+    return {k.name: float(np.exp(t)) for k, t in zip(form.constants, theta, strict=True)}
+
+
+def _least(
+    form: Form,
+    error: Callable[[Mapping[str, float]], FloatArray],
+    *,
+    begin: FloatArray,
+    centre: FloatArray,
+    prior_sd: float,
+    steps: int,
+) -> tuple[FloatArray, float]:
+    """Logarithms of the form's constants (k,) that make an error in log latency (n,) least, and the cost."""
+    from scipy.optimize import least_squares
+
     low = np.log([k.low for k in form.constants])
     high = np.log([k.high for k in form.constants])
-    start = np.clip(start, low + 1e-6, high - 1e-6)
-
-    def named(theta: Sequence[float] | FloatArray) -> dict[str, float]:
-        return {k.name: float(np.exp(t)) for k, t in zip(form.constants, theta, strict=True)}
-
-    def residuals(theta: FloatArray) -> FloatArray:
-        predicted = np.log(analytic_ms(table.kind, c, device=device, size=size, constants=named(theta)))
-        return np.concatenate([(predicted - measured) / 0.05, (theta - start) / prior_sd])
-
-    first = start if begin is None else np.log([begin[k.name] for k in form.constants])
-    best, least = start, np.inf
-    for trial in range(starts):
-        place = first + (trial > 0) * rng.normal(0, 0.4, len(start))
-        fitted = least_squares(
-            residuals,
-            np.clip(place, low + 1e-6, high - 1e-6),
-            bounds=(low, high),
-            loss="soft_l1",
-            diff_step=[1e-3],
-            max_nfev=steps,
-        )
-        if fitted.cost < least:
-            best, least = fitted.x, fitted.cost
-    return named(best)
+    inside = np.clip(centre, low + _EDGE, high - _EDGE)
+    found = least_squares(
+        lambda theta: np.concatenate([error(_named(form, theta)) / _NOISE, (theta - inside) / prior_sd]),
+        np.clip(begin, low + _EDGE, high - _EDGE),
+        bounds=(low, high),
+        loss="soft_l1",
+        diff_step=[1e-3],
+        max_nfev=steps,
+    )
+    return found.x, float(found.cost)

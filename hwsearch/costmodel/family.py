@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import analytic_ms, form_with
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
@@ -99,7 +99,7 @@ def family_from_state(
     arrays: Mapping[str, NDArray[np.generic]],
 ) -> Family:
     """The inverse of Family.state. DataError where another version's analytic form was fitted."""
-    if set(constants) != {constant.name for constant in FORMS[kind].constants}:
+    if form_with(kind, constants) is None:
         raise DataError(
             f"the {kind} family was fitted with the analytic form of another version of hwsearch: fit the model again "
             "from its measurements"

@@ -1,8 +1,10 @@
 """Gaussian process on few hundred inducing points: the smooth part of a residual, in numpy.
 
 ARD Matern-5/2 kernel, hyperparameters by maximum a posteriori on a subset of rows, prediction by the subset of
-regressors over inducing rows, so its cost does not grow with the table. Away from all data the prediction falls
-back to zero, which leaves the analytic form. Method: Rasmussen and Williams 2006, chapters 5 and 8.
+regressors over inducing rows, so its cost does not grow with the table. The inducing rows are those that the others
+say least of: a pivoted Cholesky factorisation picks them one by one (Burt et al. 2020, arXiv 2008.00323). Away from
+all data the prediction falls back to zero, which leaves the analytic form. Method: Rasmussen and Williams 2006,
+chapters 5 and 8.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GP", "GPRecipe", "fit_gp"]
+__all__ = ["GP", "LEAST_LEARNED", "Covariance", "GPRecipe", "fit_covariance", "fit_gp"]
 
 FloatArray = NDArray[np.float64]
 
@@ -23,6 +25,8 @@ _BLOCK = 4096
 _JITTER = 1e-6
 _ROUNDS = 3
 _REFINE = 15  # iterations on the hyperparameters in each round of reweighting
+_NOISE_SHARE = 0.3  # of the signal, where points are chosen
+LEAST_LEARNED = 24  # rows, for a covariance that is not the prior's
 _OUTLYING = 3.0  # median residuals: a row this far off is trusted half
 
 
@@ -31,7 +35,7 @@ class GPRecipe:
     """`inducing` rows carry the prediction; hyperparameters are learned on `learn` rows."""
 
     inducing: int = 500
-    learn: int = 500
+    learn: int = 700
     iterations: int = 60
 
 
@@ -99,20 +103,25 @@ def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecip
     mean = features.mean(axis=0, dtype=np.float64)
     sd = np.maximum(features.std(axis=0, dtype=np.float64), 1e-6)
     x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
-    rows = rng.permutation(len(x))
-    learn, chosen = rows[: recipe.learn], np.sort(rows[: recipe.inducing])
+    learn = rng.permutation(len(x))[: recipe.learn]
     scale = float(np.std(target[learn])) + 1e-9
     y = target / scale
     trust = np.ones(len(y))
     theta = _learn(x[learn], y[learn], trust[learn], start=None, iterations=recipe.iterations)
     for _ in range(_ROUNDS):
-        left = _solve(x, y, trust, chosen, theta)[1]
+        left = _solve(x, y, trust, _inducing(x, theta, recipe.inducing), theta)[1]
         trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
         theta = _learn(x[learn], y[learn], trust[learn], start=theta, iterations=_REFINE)
+    chosen = _inducing(x, theta, recipe.inducing)
     weight = scale * _solve(x, y, trust, chosen, theta)[0]
     inverse_length = np.exp(-theta[:-2])
     z = x[chosen] * inverse_length
     return GP(*(np.asarray(a, np.float32) for a in (mean, sd, inverse_length, z, weight)))
+
+
+def _prior(width: int) -> FloatArray:
+    """Where the logarithms of length scales (F), signal and noise are expected, one standard deviation each way."""
+    return np.concatenate([np.full(width, np.log(1.5 * np.sqrt(width))), [0.0, np.log(0.2)]])
 
 
 def _learn(
@@ -123,7 +132,7 @@ def _learn(
     from scipy.optimize import minimize
 
     width = x.shape[1]
-    prior = np.concatenate([np.full(width, np.log(1.5 * np.sqrt(width))), [0.0, np.log(0.2)]])
+    prior = _prior(width)
 
     def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
         scaled = x * np.exp(-theta[:width])
@@ -158,6 +167,23 @@ def _learn(
     return best
 
 
+def _inducing(x: FloatArray, theta: FloatArray, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many rows (n, F), each the one that those before it say least of."""
+    n = len(x)
+    if n <= most:
+        return np.arange(n)
+    scaled = x * np.exp(-theta[:-2])
+    factor, unsaid = np.zeros((n, most)), np.ones(n)
+    chosen = np.empty(most, np.int64)
+    for i in range(most):
+        chosen[i] = pivot = int(np.argmax(unsaid))
+        column = _correlation(scaled, scaled[pivot : pivot + 1])[0][:, 0] - factor[:, :i] @ factor[pivot, :i]
+        factor[:, i] = column / np.sqrt(max(unsaid[pivot], _JITTER))
+        unsaid = np.maximum(unsaid - factor[:, i] ** 2, 0.0)
+        unsaid[pivot] = -1.0  # never twice, even where all is said
+    return np.sort(chosen)
+
+
 def _solve(
     x: FloatArray, y: FloatArray, trust: FloatArray, chosen: NDArray[np.int64], theta: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -186,3 +212,50 @@ def _solve(
         leverage = trust[part] * (solve_triangular(factor[0], kzx, lower=True) ** 2).sum(axis=0)
         left.append((y[part] - kzx.T @ solution) / np.maximum(1 - leverage, 1e-3))
     return signal * solution, np.concatenate(left)
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """What a process expects of a target before it knows the values: the mean of kernels with different length scales.
+
+    mean, sd (F,): of raw features. inverse_lengths: (F,) each. signal, noise: standard deviations.
+    """
+
+    mean: FloatArray
+    sd: FloatArray
+    inverse_lengths: tuple[FloatArray, ...]
+    signal: float
+    noise: float
+
+    def between(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
+        """Covariance (p, q) of the noiseless target at features (p, F) and (q, F)."""
+        x, y = (np.clip((rows - self.mean) / self.sd, -_CLIP, _CLIP) for rows in (a, b))
+        kernels = [_correlation(x * inverse, y * inverse)[0] for inverse in self.inverse_lengths]
+        total: FloatArray = self.signal**2 / len(kernels) * np.sum(kernels, axis=0)
+        return total
+
+
+def fit_covariance(
+    features: NDArray[np.float32], target: FloatArray, *, like: NDArray[np.float32], guess: float
+) -> Covariance:
+    """The covariance to choose points by, from features (n, F) and target (n,), outlying rows trusted less.
+
+    Features are scaled by those of `like` (N, F), which stand for all that will be asked. Few rows often look like
+    noise alone, or like a function of one feature, and points chosen by that go astray: half of the kernel keeps the
+    prior's length scales, and signal and noise keep a fixed ratio. With fewer than LEAST_LEARNED rows all is the
+    prior's, and `guess` the signal.
+    """
+    mean, sd = like.mean(axis=0, dtype=np.float64), np.maximum(like.std(axis=0, dtype=np.float64), 1e-6)
+    prior = _prior(features.shape[1])
+    scale, inverse_lengths = guess, [np.exp(-prior[:-2])]
+    if len(target) >= LEAST_LEARNED:
+        x = np.clip((features - mean) / sd, -_CLIP, _CLIP)
+        scale = float(np.std(target)) + 1e-9
+        y, everything, trust = target / scale, np.arange(len(target)), np.ones(len(target))
+        theta = _learn(x, y, trust, start=None, iterations=_REFINE)
+        for _ in range(_ROUNDS):
+            left = _solve(x, y, trust, everything, theta)[1]
+            trust = 1 / (1 + (left / (_OUTLYING * np.median(np.abs(left)) + 1e-12)) ** 2)
+            theta = _learn(x, y, trust, start=theta, iterations=_REFINE)
+        inverse_lengths.append(np.exp(-theta[:-2]))
+    return Covariance(mean, sd, tuple(inverse_lengths), signal=scale, noise=_NOISE_SHARE * scale)

@@ -70,8 +70,10 @@ class Surroundings:
     def near(self, asked: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
         """Residuals and distances in octaves (n, d, 2) of the known rows that differ from an asked row (n, d) in
         one dimension only, the nearest on each side."""
-        residual = np.zeros((*asked.shape, _SIDES))
-        octaves = np.full((*asked.shape, _SIDES), _NONE)
+        # One contiguous column for each dimension and side: they are written, compared and reduced as columns.
+        shape = (asked.shape[1], _SIDES, len(asked))
+        residual = np.zeros(shape).transpose(2, 0, 1)
+        octaves = np.full(shape, _NONE).transpose(2, 0, 1)
         scrambled = _scramble(asked)
         every = scrambled.sum(axis=1, dtype=np.uint64)
         for axis, known in self.axes.items():

@@ -50,17 +50,22 @@ class Trees:
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sum of the trees for features (n, F), as (n,)."""
         total = np.zeros(len(features), np.float32)
+        asked = [
+            list(zip(questions, thresholds, strict=True))
+            for questions, thresholds in zip(self.feature.tolist(), self.threshold.tolist(), strict=True)
+        ]
         for start in range(0, len(features), _BLOCK):
             block = np.ascontiguousarray(features[start : start + _BLOCK].T)
             out = total[start : start + _BLOCK]
             above = np.empty(len(out), np.bool_)
+            bit = above.view(np.uint8)
             leaf_of = np.empty(len(out), np.uint8)
-            for questions, thresholds, leaf in zip(self.feature, self.threshold, self.leaf, strict=True):
+            for questions, leaf in zip(asked, self.leaf, strict=True):
                 leaf_of[:] = 0
-                for question, threshold in zip(questions, thresholds, strict=True):
+                for question, threshold in questions:
                     np.greater(block[question], threshold, out=above)
                     np.add(leaf_of, leaf_of, out=leaf_of)
-                    np.add(leaf_of, above.view(np.uint8), out=leaf_of)
+                    np.add(leaf_of, bit, out=leaf_of)
                 out += leaf.take(leaf_of)
         return total
 

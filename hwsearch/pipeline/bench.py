@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchRow", "LargestBatch", "bench_architecture", "bench_largest_batch"]
 
+_ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
@@ -46,6 +48,7 @@ class BenchRow:
     state_bytes: int
     kernel: str
     marks: tuple[str, ...]
+    reference_ms: float | None
     notes: tuple[str, ...]
 
     @property
@@ -127,6 +130,7 @@ def bench_architecture(
                 state_bytes=times[0].state_bytes,
                 kernel=times[0].kernel,
                 marks=tuple(sorted({mark for time in times for mark in time.marks})),
+                reference_ms=_reference(times, blocks, notes),
                 notes=tuple(notes),
             )
         )
@@ -164,6 +168,20 @@ def bench_largest_batch(
         architecture, workload.replace(batch=1), device_bytes=int(limit / ENGINE.usable_share), host=ENGINE
     ).max_batch
     return LargestBatch(workload=workload, memory_bytes=limit, measured=measured, predicted=predicted)
+
+
+def _reference(times: Sequence[WholeTime], blocks: BlockTable | None, notes: list[str]) -> float | None:
+    """The drift reference of the visits; a note where the machine was another one when the blocks were measured."""
+    seen = [time.reference_ms for time in times if time.reference_ms]
+    if not seen:
+        return None
+    now = statistics.median(seen)
+    if blocks is not None and blocks.reference_ms and abs(now / blocks.reference_ms - 1) > _ANOTHER_MACHINE:
+        notes.append(
+            f"a fixed product takes {now:.4f} ms now and took {blocks.reference_ms:.4f} when the blocks were measured: "
+            "the machine's speed has changed, measure both again in one go"
+        )
+    return now
 
 
 def _one_dtype(workloads: Sequence[Workload]) -> str:

@@ -2,14 +2,16 @@
 
 A model's latency is that of its frame and its layers, each measured whole in a stack that goes through as much memory
 as a model does (profilers/stack.py), so that nothing is left to add for norms, residuals and the framework's own time.
-It holds for the workloads, dtype, backend and execution that were measured, and for no others: what is missing is
-named, not guessed. A sum over operators (costmodel.compose) covers everything else.
+What unequal layers cost each other is measured too, in a mix of the space's layers: its time over the sum of theirs
+scales the sum over a model's layers. It holds for the workloads, dtype, backend and execution that were measured, and
+for no others: what is missing is named, not guessed. A sum over operators (costmodel.compose) covers everything else.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.profilers.store import Store
 from hwsearch.records import Execution
-from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.block import (
     Block,
     BlockMeasurement,
@@ -48,12 +50,16 @@ class BlockTime:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTable:
-    """Measured blocks of one device under one runtime, backend and execution."""
+    """Measured blocks of one device under one runtime, backend and execution.
+
+    reference_ms: the drift reference while they were measured; None where nobody timed it.
+    """
 
     device_name: str
     runtime: str
     backend: str
     execution: Execution
+    reference_ms: float | None
     times: Mapping[Block, BlockTime]
 
     @classmethod
@@ -73,9 +79,16 @@ class BlockTable:
             listed = "; ".join(", ".join(setup) for setup in sorted(setups))
             raise DataError(f"{source} holds blocks of {listed}: keep them in stores of their own")
         ((device_name, runtime, backend, execution),) = setups
-        times = {row.block: _time(row) for row in usable}
+        references = [
+            row.conditions.reference_ms for row in usable if row.conditions and row.conditions.reference_ms
+        ]
         return cls(
-            device_name=device_name, runtime=runtime, backend=backend, execution=execution, times=times
+            device_name=device_name,
+            runtime=runtime,
+            backend=backend,
+            execution=execution,
+            reference_ms=statistics.median(references) if references else None,
+            times={row.block: _time(row) for row in usable},
         )
 
     @property
@@ -95,12 +108,35 @@ class BlockTable:
                 f"{len(missing)} blocks of {architecture.name} are not measured, the first is {missing[0]}: measure "
                 "them with hwsearch profile --space ... --workload ..."
             )
-        counted = [(self.times[block], times) for block, times in blocks_of(architecture, workload).items()]
+        alike = len(set(architecture.layers)) == 1
+        factor = 1.0 if alike else self.mixing(architecture.base.hidden_size, workload)
+        counted = [
+            (self.times[block], times * (factor if block.layers else 1.0))
+            for block, times in blocks_of(architecture, workload).items()
+        ]
         return BlockTime(
             median_ms=math.fsum(times * time.median_ms for time, times in counted),
             low_ms=math.fsum(times * time.low_ms for time, times in counted),
             high_ms=math.fsum(times * time.high_ms for time, times in counted),
         )
+
+    def mixing(self, hidden_size: int, workload: Workload) -> float:
+        """What unequal layers cost over equal ones at a workload: the median over its mixes, 1 where there is none."""
+        factors = []
+        for block, time in self.times.items():
+            if block.mix and block.workload == workload and block.hidden_size == hidden_size:
+                apart = [self._alone(layer, block) for layer in block.mix]
+                if None not in apart:
+                    factors.append(time.median_ms / math.fsum(ms for ms in apart if ms is not None))
+        return statistics.median(factors) if factors else 1.0
+
+    def _alone(self, layer: LayerSpec, mix: Block) -> float | None:
+        """Milliseconds of a mix's layer measured alone; None where it is not."""
+        for stretched in (mix.stretched_rope, False):
+            block = mix.replace(mix=None, layer=layer, stretched_rope=stretched)
+            if block in self.times:
+                return self.times[block].median_ms
+        return None
 
     def save(self, folder: Path) -> None:
         """Write the table into the folder of a cost model. OutputError where that is impossible."""
@@ -111,6 +147,7 @@ class BlockTable:
             "runtime": self.runtime,
             "backend": self.backend,
             "execution": self.execution,
+            "reference_ms": self.reference_ms,
             "blocks": [
                 {
                     "block": block.model_dump(mode="json", exclude_none=True),
@@ -140,7 +177,7 @@ class BlockTable:
                 )
                 for entry in content["blocks"]
             }
-            names = ("device_name", "runtime", "backend", "execution")
+            names = ("device_name", "runtime", "backend", "execution", "reference_ms")
             return cls(times=times, **{name: content[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):

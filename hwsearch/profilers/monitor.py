@@ -9,7 +9,6 @@ hardware slowdowns mark a sample, the power cap is how the card works under load
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,7 +145,8 @@ class CudaMonitor:
                 nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
             ),
             power_limit_w=None if limit_mw is None else limit_mw / 1e3,
-            other_processes=None if running is None else sum(p.pid != os.getpid() for p in running),
+            # Not told apart by process id: in a container NVML gives those of the host. One of them is this one.
+            other_processes=None if running is None else max(0, len(running) - 1),
             throttled=tuple(sorted(self._seen)),
         )
 

@@ -120,7 +120,9 @@ class Sampler:
                 with peak_resident() as grown:
                     built = build()
                     built.function()
-                timer = CpuTimer(flush_bytes=flush_bytes) if flush_bytes else self._timer
+                timer = self._timer
+                if flush_bytes and isinstance(timer, CpuTimer):
+                    timer = timer.flushing(flush_bytes)
                 return self._sampled(built, built.function, timer, peak=grown[0] if grown else None)
             return self._visit_cuda(build)
 

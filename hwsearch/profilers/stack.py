@@ -54,7 +54,7 @@ def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
 
     rotate_bytes: what a model goes through in one pass.
     """
-    if block.layer is None:
+    if not block.layers:
         return 1
     each = block.weight_bytes + block.state_bytes
     return max(1, min(_MOST_COPIES, round(rotate_bytes / each), int(most_bytes / each)))
@@ -63,25 +63,25 @@ def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
 def block_runnable(
     block: Block, *, device: torch.device, copies: int, seed: int, backend: Backend = "auto"
 ) -> Runnable:
-    """A stack of `copies` of a layer, or the one frame, with random weights.
+    """A stack of `copies` of a layer or of a mix, or the one frame, with random weights.
 
     Raises InputError for a mixer without a module.
     """
-    layer = block.layer or LayerSpec(mixer=NoMixer(), ffn=SwiGLU(intermediate_size=1))
+    layers = copies * block.layers or (LayerSpec(mixer=NoMixer(), ffn=SwiGLU(intermediate_size=1)),)
     model = random_model(
-        Architecture(name="stack", base=_base(block, copies, layer), layers=(layer,) * copies),
+        Architecture(name="stack", base=_base(block, layers), layers=layers),
         device=device,
         dtype=block.workload.dtype,
         seed=seed,
         backend=backend,
     )
-    if block.layer is None:
+    if not block.layers:
         model.model.layers = nn.ModuleList()
         return model_runnable(model, block.workload, device=device, seed=seed)
     return _stack(model, block.workload, device=device, copies=copies)
 
 
-def _base(block: Block, copies: int, layer: LayerSpec) -> Base:
+def _base(block: Block, layers: tuple[LayerSpec, ...]) -> Base:
     """A base of nothing but the block; a stack's embedding is never used and as small as can be."""
     scaling = RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
@@ -89,11 +89,11 @@ def _base(block: Block, copies: int, layer: LayerSpec) -> Base:
     return Base(
         name="stack",
         family="qwen3",
-        num_layers=copies,
+        num_layers=len(layers),
         hidden_size=block.hidden_size,
         vocab_size=block.vocab_size or 1,
         mixer=FullAttention(num_heads=1, num_kv_heads=1, head_dim=2),
-        ffn=layer.ffn,
+        ffn=layers[0].ffn,
         tie_word_embeddings=True,
         rope_scaling=scaling if block.stretched_rope else None,
         max_position_embeddings=block.workload.context,

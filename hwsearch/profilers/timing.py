@@ -8,7 +8,8 @@ during which a watch saw the machine disturbed do not count towards it; they and
 
 What one sample is depends on the device. On a CPU it is the mean of as many calls as fill LOOP_MS, so that the
 clock's resolution and the cost of a call into Python do not show; such short operators therefore find their
-operands in the caches. On CUDA it is one call between two events with the L2 cache overwritten before it.
+operands in the caches. Where torch computes with one thread, its time is that for which it had a core. On CUDA it is
+one call between two events with the L2 cache overwritten before it.
 """
 
 from __future__ import annotations
@@ -95,19 +96,30 @@ class Timer(Protocol):
 
 
 class CpuTimer:
-    """Wall clock; with flush_bytes so much memory is read before every call, outside of the time taken."""
+    """Wall clock, or with `own_time` the time for which the calling thread had a core.
 
-    def __init__(self, *, flush_bytes: int = 0) -> None:
+    The two are the same on an idle machine; on a shared one the second leaves out what others used the core for. It
+    is right only where the function computes in the calling thread alone. With flush_bytes so much memory is read
+    before every call, outside of the time taken.
+    """
+
+    def __init__(self, *, own_time: bool = False, flush_bytes: int = 0) -> None:
         self.loops = not flush_bytes
+        self._own_time = own_time
+        self._clock = time.thread_time_ns if own_time else time.perf_counter_ns
         self._flush = np.ones(flush_bytes // 8)
+
+    def flushing(self, flush_bytes: int) -> CpuTimer:
+        """The same clock, with memory read before every call."""
+        return CpuTimer(own_time=self._own_time, flush_bytes=flush_bytes)
 
     def sample_ms(self, function: Function, /, *, calls: int) -> float:
         if not self.loops:
             self._flush.sum()
-        start = time.perf_counter_ns()
+        start = self._clock()
         for _ in range(calls):
             function()
-        return (time.perf_counter_ns() - start) / calls / 1e6
+        return (self._clock() - start) / calls / 1e6
 
 
 class CudaTimer:

@@ -33,7 +33,7 @@ _MOST_BATCH = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class WholeTime:
-    """One visit to a workload: milliseconds, and the memory it took beside the weights."""
+    """One visit to a workload: milliseconds, the memory it took beside the weights, and the drift reference then."""
 
     samples_ms: tuple[float, ...]
     median_ms: float
@@ -41,6 +41,7 @@ class WholeTime:
     state_bytes: int
     kernel: str
     marks: tuple[str, ...]
+    reference_ms: float | None
 
 
 class WholeModel:
@@ -71,6 +72,7 @@ class WholeModel:
             state_bytes=outcome.built.state_bytes,
             kernel=outcome.built.kernel(),
             marks=outcome.conditions.marks,
+            reference_ms=outcome.conditions.reference_ms,
         )
 
     def largest_batch(

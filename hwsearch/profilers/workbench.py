@@ -31,7 +31,7 @@ from hwsearch.kernels.rwkv7 import rwkv7
 from hwsearch.kernels.short_conv import BACKENDS as SHORT_CONV
 from hwsearch.kernels.short_conv import short_conv, short_conv_step
 from hwsearch.operators import CHUNK, KINDS, STATE_BYTES, Operator, columns, dtype_bytes
-from hwsearch.profilers.environment import available_bytes
+from hwsearch.profilers.environment import available_bytes, cache_bytes
 from hwsearch.profilers.monitor import Monitor
 from hwsearch.profilers.sampling import Outcome, Reference, Sampler
 from hwsearch.profilers.timing import Timer, TimingRule
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKEND", "Workbench", "needed_bytes"]
 
 BACKEND = "torch"
+_L2_TIMES = 8
 _STACK_SHARE = 0.4  # of available memory that a stack's weights and states may take
 _MOST_FLUSHED = 1 << 29  # bytes read between two calls of a frame
 _SHARE = 0.9  # of available memory that an operator may need: libraries have workspaces of their own
@@ -165,6 +166,9 @@ class Workbench:
                 f"the block {block} is in {block.workload.dtype} and the profile in {self.dtype}: use one dtype"
             )
         available = available_bytes(self.device)
+        if self.device.type == "cuda":
+            # What lies behind several times the L2 cache is as far away as it gets.
+            rotate_bytes = min(rotate_bytes, _L2_TIMES * (cache_bytes(self.device) or rotate_bytes))
         refused = self._too_large(_block_bytes(block), available)
         if refused:
             return self._block_row(block, status="oom", reason=refused)
@@ -178,7 +182,7 @@ class Workbench:
                     seed=self.seed + visit,
                     backend=cast("Backend", self.backend),
                 ),
-                flush_bytes=min(rotate_bytes, _MOST_FLUSHED) if block.layer is None else 0,
+                flush_bytes=min(rotate_bytes, _MOST_FLUSHED) if not block.layers else 0,
             )
         except (InputError, RuntimeError, MemoryError) as error:
             status, reason = _failure(error)
@@ -302,9 +306,7 @@ def _failure(error: Exception) -> tuple[Status, str]:
 def _block_bytes(block: Block) -> int:
     """About the memory that one copy of a block takes: weights, the state twice, activations of a layer."""
     workload = block.workload
-    width = (
-        block.hidden_size if block.layer is None else block.layer.ffn.intermediate_size + block.hidden_size
-    )
+    width = block.hidden_size + max((layer.ffn.intermediate_size for layer in block.layers), default=0)
     activations = 6 * workload.element_bytes * workload.pass_tokens * width
     return block.weight_bytes + 2 * block.state_bytes + activations
 

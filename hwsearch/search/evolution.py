@@ -19,10 +19,11 @@ import numpy as np
 from hwsearch.errors import InputError
 from hwsearch.search.guide import Guide
 from hwsearch.search.pareto import Archive, constrained_ranks, crowding_distance
-from hwsearch.search.problem import Problem
+from hwsearch.search.problem import Additive, Pairwise, Problem
 from hwsearch.search.reference import directions, survivors
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
+from hwsearch.search.thrift import Thrift
 from hwsearch.search.variation import Rates, corners, vary
 
 __all__ = ["Evolution"]
@@ -60,6 +61,9 @@ class Evolution:
         self.guide = Guide(problem, rules=self.rules, spread=_spread) if guided else None
         self.archive = Archive(num_layers=space.num_layers, num_objectives=len(problem.objectives))
         self.population = np.empty(0, dtype=np.int64)  # numbers of evaluations that did not fail, best first
+        known = [budget for budget in problem.budgets if isinstance(budget.cost, Additive | Pairwise)]
+        # An evaluation that is free takes less time than a repair.
+        self._thrift = Thrift(known, rules=self.rules) if known and problem.tier != "free" else None
         self._rng = np.random.default_rng(seed)
         self._start = start
         self._seen: set[bytes] = set()
@@ -121,7 +125,13 @@ class Evolution:
         return np.concatenate((given, edges, spread))
 
     def _even(self, n: int) -> Genomes:
-        """n random genomes; in a space without rules every choice of a layer occurs equally often."""
+        """n random genomes, brought within the budgets that are known; without rules all choices equally often."""
+        spread = self._uniform(n)
+        if self._thrift is None:
+            return spread
+        return self._thrift.within(spread, loss=self._rng.random((n, *self.rules.allowed.shape)))
+
+    def _uniform(self, n: int) -> Genomes:
         if not self.rules.free:
             return self.problem.space.sample(n, rng=self._rng)
         columns = []

@@ -2,7 +2,8 @@
 
 A layer (mixer with its projections, feed-forward network, norms and residual additions), a feed-forward layer without a
 mixer, and the frame around the layers: embedding, positions, final norm, LM head. What a framework spends between
-kernels is inside a measured block, which a sum of kernels leaves out.
+kernels is inside a measured block, which a sum of kernels leaves out. A mix of a space's layers, one after the other,
+says what layers cost each other: equal layers in a row find code and branch predictions where the last one left them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Self
 
 from pydantic import StrictBool, ValidationError, model_validator
@@ -26,8 +28,11 @@ from hwsearch.searchspace.workload import Workload
 __all__ = ["Block", "BlockMeasurement", "blocks_of", "blocks_of_space", "working_set_bytes"]
 
 
+_MIXED = 12
+
+
 class Block(Spec):
-    """One piece of a model at a workload: a layer, or the frame of a vocabulary.
+    """One piece of a model at a workload: a layer, a mix of several, or the frame of a vocabulary.
 
     stretched_rope: whether a softmax mixer's rotary frequencies are rescaled, which costs a few kernels more.
     """
@@ -35,36 +40,41 @@ class Block(Spec):
     hidden_size: PositiveInt
     workload: Workload
     layer: LayerSpec | None = None
+    mix: tuple[LayerSpec, ...] | None = None
     vocab_size: PositiveInt | None = None
     stretched_rope: StrictBool = False
 
     @model_validator(mode="after")
     def _one_part(self) -> Self:
-        if (self.layer is None) == (self.vocab_size is None):
-            raise ValueError("a block is either a layer or the frame of a vocabulary")
+        if sum(part is not None for part in (self.layer, self.mix, self.vocab_size)) != 1:
+            raise ValueError("a block is a layer, a mix of layers, or the frame of a vocabulary")
         return self
 
     @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The layers in their order; none in a frame."""
+        return self.mix or (() if self.layer is None else (self.layer,))
+
+    @property
     def part(self) -> str:
-        """The kind of the layer's mixer ("none" for a feed-forward layer), or "frame"."""
-        return "frame" if self.layer is None else self.layer.mixer.kind
+        """The kind of the layer's mixer ("none" for a feed-forward layer), "mix" or "frame"."""
+        return "mix" if self.mix else "frame" if self.layer is None else self.layer.mixer.kind
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the block's weights; embedding and LM head of a frame share theirs."""
-        if self.layer is not None:
-            return self.workload.element_bytes * self.layer.parameters(self.hidden_size)
-        assert self.vocab_size is not None
-        return self.workload.element_bytes * self.hidden_size * (self.vocab_size + 1)
+        frame = 0 if self.vocab_size is None else self.hidden_size * (self.vocab_size + 1)
+        return self.workload.element_bytes * (
+            frame + sum(layer.parameters(self.hidden_size) for layer in self.layers)
+        )
 
     @property
     def state_bytes(self) -> int:
         """Bytes that the block keeps between calls, for the workload's whole batch."""
-        if self.layer is None:
-            return 0
-        mixer, size = self.layer.mixer, self.workload.element_bytes
-        return self.workload.batch * (
-            mixer.cache_bytes(self.workload.context, size) + mixer.conv_state_bytes(size)
+        context, size = self.workload.context, self.workload.element_bytes
+        return self.workload.batch * sum(
+            layer.mixer.cache_bytes(context, size) + layer.mixer.conv_state_bytes(size)
+            for layer in self.layers
         )
 
     def to_json(self) -> str:
@@ -82,6 +92,8 @@ class Block(Spec):
             raise DataError(f"{source} is not a block: {problems(error)}") from None
 
     def __str__(self) -> str:
+        if self.mix:
+            return f"mix of {len(self.mix)} layers at {self.workload}"
         if self.layer is None:
             return f"frame of {self.vocab_size} x {self.hidden_size} at {self.workload}"
         mixer = self.layer.mixer
@@ -114,6 +126,8 @@ def blocks_of_space(space: SearchSpace, workloads: Iterable[Workload]) -> list[B
     for workload in workloads:
         found[_frame(space.base, workload)] = None
         found |= dict.fromkeys(_layer(choice, space.base, workload) for choice in space.choices)
+        if len(space.choices) > 1:
+            found[_mix(space, workload)] = None
     return list(found)
 
 
@@ -132,6 +146,22 @@ def _layer(layer: LayerSpec, base: Base, workload: Workload) -> Block:
         workload=workload,
         layer=layer,
         stretched_rope=rotates and base.rope_scaling is not None,
+    )
+
+
+def _mix(space: SearchSpace, workload: Workload) -> Block:
+    """Up to _MIXED of the space's choices, evenly from first to last, no two that stand side by side there."""
+    count = min(_MIXED, len(space.choices))
+    picked = [space.choices[i * len(space.choices) // count] for i in range(count)]
+    half = -(-count // 2)
+    apart = [
+        layer for pair in zip_longest(picked[:half], picked[half:]) for layer in pair if layer is not None
+    ]
+    return Block(
+        hidden_size=space.base.hidden_size,
+        workload=workload,
+        mix=tuple(apart),
+        stretched_rope=space.base.rope_scaling is not None,
     )
 
 

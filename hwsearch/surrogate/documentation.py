@@ -30,7 +30,7 @@ _SHORTEST = 80  # characters of a docstring worth keeping
 
 
 def python_documentation() -> Iterator[str]:
-    """Every topic and every docstring once, one text per topic and one per module."""
+    """One text per topic, and one per module: its docstrings that no earlier module has."""
     from pydoc_data.topics import topics
 
     for _, text in sorted(topics.items()):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
+from hwsearch.errors import DataError
 from hwsearch.surrogate.tasks import EncodedTasks, TaskScore
 
-__all__ = ["ModelScores", "score_tasks", "text_loss", "token_scores"]
+__all__ = ["ModelScores", "load_model", "score_tasks", "text_loss", "token_scores"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -34,6 +38,23 @@ class ModelScores:
     def perplexity(self) -> float | None:
         """Of the held-out text, per token."""
         return None if self.text_loss is None else math.exp(self.text_loss)
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """The causal language model in a Hugging Face folder, in float32, and its tokenizer. No code of the folder runs.
+
+    Raises DataError where it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    importlib.import_module("hwsearch.models.hybrid")  # makes the classes of `hwsearch build` known
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder} has no config.json: name the folder of a Hugging Face model")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"cannot load {folder}: {str(error).splitlines()[0]}") from None
 
 
 def token_scores(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hwsearch.errors import InputError
 
-__all__ = ["device_named", "is_first", "joined", "wait"]
+__all__ = ["anywhere", "device_named", "is_first", "joined", "wait"]
 
 
 @contextmanager
@@ -32,6 +32,15 @@ def joined(device: str) -> Iterator[torch.device]:
         yield chosen
     finally:
         dist.destroy_process_group()
+
+
+def anywhere(flag: bool, *, device: torch.device) -> bool:
+    """Whether a flag is set in any of the processes; all must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def is_first() -> bool:

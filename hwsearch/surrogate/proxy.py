@@ -38,6 +38,15 @@ class Submits(Protocol):
         ...
 
 
+class _Here:
+    """Runs a task at once, in this thread, so that Ctrl-C reaches it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args))
+        return done
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProxyJob:
     """A candidate, by the genome (layers,) in the space of a supernet folder, and how far to train it.
@@ -54,12 +63,6 @@ class ProxyJob:
     text_rows: int = 16
     device: str = "cpu"
     checkpoint: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The candidate's own folder: the same candidate and recipe go on where they were."""
-        text = json.dumps([self.genome, asdict(self.recipe)])
-        return self.output / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +92,28 @@ def run_proxy(job: ProxyJob) -> ProxyResult:
     """Train a candidate up to the job's steps, from wherever it is, and score it."""
     source = SupernetFolder(job.supernet, checkpoint=job.checkpoint)
     single = source.supernet(device=job.device).only(job.genome)
-    job.folder.mkdir(parents=True, exist_ok=True)
+    # By what decides the outcome: the same candidate goes on where it was, another supernet's starts anew.
+    identity = json.dumps([source.weights_hash, job.genome, asdict(job.recipe)])
+    folder = job.output / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
     corpus, batch = source.corpus, source.settings.batch
     trained = train(
         single,
         lambda number: corpus.batch(number, batch=batch, seed=job.recipe.seed),
         job.recipe,
-        folder=job.folder,
+        folder=folder,
         until=job.steps,
     )
     scorer = source.scorer(single, items=job.items, text_rows=job.text_rows)
     score = scorer.scores(np.array([job.genome]))[0]
-    SupernetFolder(job.folder).write_path(single, trained, source=source)
+    SupernetFolder(folder).write_path(single, trained, source=source)
     return ProxyResult(
         genome=job.genome,
         steps=job.steps,
         tokens=trained.tokens,
         seconds=trained.seconds,
         score=score,
-        folder=job.folder,
+        folder=folder,
     )
 
 
@@ -125,23 +131,25 @@ def rungs(steps: int, *, candidates: int, halving: int) -> tuple[tuple[int, int]
 def proxy_training(
     jobs: Sequence[ProxyJob],
     *,
-    executor: Submits,
+    executor: Submits | None = None,
     metric: str,
     halving: int = 1,
     on_result: Callable[[ProxyResult], None] | None = None,
 ) -> Mapping[tuple[int, ...], ProxyResult]:
     """Train candidates, the best share 1 / halving of them at every rung further; the last result of each.
 
+    executor: where; None for one after the other in this process.
     metric: of `Score.value`, by which they are compared: accuracies high, others low. Deterministic: results are waited
     for in the order of the jobs.
     """
     found: dict[tuple[int, ...], ProxyResult] = {}
+    place: Submits = executor or _Here()
     alive = list(jobs)
     for count, steps in rungs(jobs[0].recipe.b.steps, candidates=len(jobs), halving=halving):
         if found:
             alive.sort(key=lambda job: found[job.genome].score.cost(metric))
         alive = alive[:count]
-        running = [executor.submit(run_proxy, replace(job, steps=min(steps, job.steps))) for job in alive]
+        running = [place.submit(run_proxy, replace(job, steps=min(steps, job.steps))) for job in alive]
         for job, future in zip(alive, running, strict=True):
             result = future.result()
             found[job.genome] = result

@@ -151,35 +151,37 @@ class Scorer:
     def _measure(self, genomes: Genomes) -> list[Callable[[float], Score]]:
         """Scores of sorted genomes (n, layers), all but the time."""
         count, device = len(genomes), self.supernet.teacher.device
-        log_probs = np.zeros((count, *self.tasks.tokens_NT.shape))
-        hits = np.zeros((count, *self.tasks.tokens_NT.shape), dtype=np.bool_)
+        scored_NT = self.tasks.completion_NT
+        place_NT = np.cumsum(scored_NT).reshape(scored_NT.shape) - 1  # of a scored token among all of them
+        log_probs = np.zeros((count, scored_NT.sum()))
+        hits = np.zeros(log_probs.shape, dtype=np.bool_)
         for index, tokens in self.tasks.batches(self.rows):
-            ids_BT = torch.from_numpy(tokens).to(device)
-            scored_BT = torch.from_numpy(self.tasks.completion_NT[index, : tokens.shape[1]]).to(device)
-            rows, columns = (x.cpu().numpy() for x in scored_BT.nonzero(as_tuple=True))
-            targets_K = ids_BT[scored_BT]
+            own_BT = scored_NT[index, : tokens.shape[1]]
+            place_K = place_NT[index, : tokens.shape[1]][own_BT]
+            ids_BT, mask_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(own_BT).to(device)
+            targets_K = ids_BT[mask_BT]
             for i, hidden_BTD, _ in self._paths(genomes, ids_BT, features=False):
-                before_KD = hidden_BTD[:, :-1][scored_BT[:, 1:]]
-                found_K, hit_K = self._completions(before_KD, targets_K)
-                log_probs[i, index[rows], columns] = found_K
-                hits[i, index[rows], columns] = hit_K
+                before_KD = hidden_BTD[:, :-1][mask_BT[:, 1:]]
+                log_probs[i, place_K], hits[i, place_K] = self._completions(before_KD, targets_K)
         kl, nll, feature, tokens_seen, text_rows = np.zeros(count), np.zeros(count), np.zeros(count), 0, 0
         for ids_BT in torch.split(self.text_NT.to(device), self.rows):
             teacher: _TeacherText | None = None
             for i, hidden_BTD, error in self._paths(genomes, ids_BT, features=True):
-                if i < 0:
+                if error is None:
                     teacher = self._teacher_text(hidden_BTD, ids_BT)
                     continue
                 assert teacher is not None
                 sums = self._text(hidden_BTD, teacher)
                 kl[i] += sums[0]
                 nll[i] += sums[1]
-                feature[i] += error * len(ids_BT)
+                feature[i] += float(error) * len(ids_BT)
             tokens_seen += ids_BT.shape[0] * (ids_BT.shape[1] - 1)
             text_rows += len(ids_BT)
 
         def finished(i: int) -> Callable[[float], Score]:
-            tasks = self.tasks.score(log_probs[i], hits[i])
+            log_probs_NT, hits_NT = np.zeros(scored_NT.shape), np.zeros(scored_NT.shape, dtype=np.bool_)
+            log_probs_NT[scored_NT], hits_NT[scored_NT] = log_probs[i], hits[i]
+            tasks = self.tasks.score(log_probs_NT, hits_NT)
             return lambda seconds: Score(
                 tasks=tasks,
                 kl=float(kl[i] / tokens_seen),
@@ -192,21 +194,21 @@ class Scorer:
 
     def _paths(
         self, genomes: Genomes, ids_BT: Tensor, *, features: bool
-    ) -> Iterator[tuple[int, Tensor, float]]:
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """For each of the sorted genomes its index, the last residual stream (B, T, D) and its feature error.
 
-        features: the teacher's path comes first, under the index -1, and errors are computed; else they are 0.
+        features: the teacher's path comes first, under the index -1, and errors are computed.
         """
         net = self.supernet
         before = [-1] * net.num_layers
         if features:
             teacher = net.teacher_pass(ids_BT)
             stack, known = list(teacher.hidden), net.num_layers
-            scale = [float(mixed.float().square().mean()) for mixed in teacher.mixed]
-            yield -1, stack[-1], 0.0
+            scale = [mixed.float().square().mean() for mixed in teacher.mixed]
+            errors = [torch.zeros_like(scale[0])] * net.num_layers
+            yield -1, stack[-1], None
         else:
             stack, known = [net.embed(ids_BT)], 0
-        errors = [0.0] * net.num_layers
         for i, genome in enumerate(genomes):
             path = list(self._rank(genome))
             same = next((k for k in range(known) if path[k] != before[k]), known)
@@ -217,9 +219,9 @@ class Scorer:
                 if features:
                     wanted = teacher.mixed[layer]
                     gap = wanted if mixed_BTD is None else mixed_BTD - wanted
-                    errors[layer] = float(gap.float().square().mean()) / scale[layer]
+                    errors[layer] = gap.float().square().mean() / scale[layer]
             before, known = path, net.num_layers
-            yield i, stack[-1], sum(errors) / len(errors)
+            yield i, stack[-1], torch.stack(errors).mean() if features else None
 
     def _completions(self, before_KD: Tensor, targets_K: Tensor) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Log-probability of each token given the hidden state before it, and whether it was the most probable."""

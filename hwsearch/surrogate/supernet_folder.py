@@ -12,6 +12,7 @@ has changed since is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +27,12 @@ from safetensors.torch import load_file, save_file
 
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.models.checkpoint import Checkpoint
-from hwsearch.searchspace.architecture import Architecture, LayerSpec
-from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.constraints import CountLimit, Pattern
+from hwsearch.models.folder import new_folder
+from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.space import Genomes, SearchSpace
 from hwsearch.surrogate.corpus import PackedCorpus, pack
 from hwsearch.surrogate.scoring import Scorer
+from hwsearch.surrogate.space_json import space_content, space_from_content
 from hwsearch.surrogate.supernet import Supernet, hash_tensors
 from hwsearch.surrogate.tasks import EncodedTasks, Task, read_tasks
 from hwsearch.surrogate.training import Progress, Recipe, Trained, train
@@ -49,7 +50,7 @@ class SupernetSettings:
     """How a supernet is trained. batch: rows; length: their tokens; dtype: of all weights, the checkpoint's if None."""
 
     recipe: Recipe = field(default_factory=Recipe)
-    batch: int = 16
+    batch: int = 8
     length: int = 1024
     dtype: str | None = None
     train_attention: bool = False
@@ -90,6 +91,12 @@ class SupernetFolder:
             raise DataError(f"{path} is of version {version}, not {_VERSION}: train the supernet again")
         assert isinstance(content, dict)
         return content
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the trained mixers, hexadecimal. Raises DataError where the training has not ended."""
+        self._check_trained()
+        return hashlib.sha256((self.folder / _WEIGHTS).read_bytes()).hexdigest()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -135,26 +142,35 @@ class SupernetFolder:
         }
         if self.exists:
             about = self.about
-            other = sorted(key for key in wanted if key != "checkpoint" and about[key] != wanted[key])
+            other = sorted(key for key in wanted if key != "checkpoint" and about.get(key) != wanted[key])
             if other:
                 raise InputError(
                     f"{self.folder} holds a supernet with another {' and '.join(other)}: name another folder, or give "
                     "the same options to go on with it"
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and not all(_begun(file) for file in self.folder.iterdir()):
             raise OutputError(f"{self.folder} is not empty and holds no supernet: name a new folder with -o")
         tokenizer = tokenizer_of(checkpoint)
         read_tasks(tasks)
+        packed = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
+        if packed is not None:
+            given = PackedCorpus.open(packed)
+            given.check(tokenizer)
+            if given.length != settings.length:
+                raise InputError(
+                    f"{packed} has rows of {given.length} tokens, asked for {settings.length}: give --length "
+                    f"{given.length}, or the text itself"
+                )
         try:
             self.folder.mkdir(exist_ok=True)
             shutil.copyfile(tasks, self.folder / _TASKS)
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from None
         corpus = self.folder / _CORPUS
-        if len(sources) == 1 and sources[0].is_dir():
-            PackedCorpus.open(sources[0]).check(tokenizer)
-            shutil.copytree(sources[0], corpus, dirs_exist_ok=True)
+        if packed is not None and not corpus.exists():
+            with new_folder(corpus) as made:
+                shutil.copytree(packed, made, dirs_exist_ok=True)
         elif not corpus.exists():
             pack(
                 sources,
@@ -194,12 +210,8 @@ class SupernetFolder:
 
     def supernet(self, *, device: torch.device | str = "cpu") -> Supernet:
         """The trained supernet. Raises DataError where the training has not ended."""
+        self._check_trained()
         supernet = self.untrained(device=device)
-        if not self.trained:
-            raise DataError(
-                f"the supernet in {self.folder} is not trained to its end: give `hwsearch supernet` the same options "
-                "again and it goes on"
-            )
         path = self.folder / _WEIGHTS
         try:
             found = supernet.alternatives.load_state_dict(load_file(str(path)), strict=False)
@@ -281,6 +293,13 @@ class SupernetFolder:
         text_NT = torch.from_numpy(self.corpus.validation[:text_rows].astype("int64"))
         return Scorer(supernet, encoded, text_NT, rows=rows, cache=self.folder / _SCORES)
 
+    def _check_trained(self) -> None:
+        if self.about and not self.trained:
+            raise DataError(
+                f"the supernet in {self.folder} is not trained to its end: give `hwsearch supernet` the same options "
+                "again and it goes on"
+            )
+
     def _write_weights(self, supernet: Supernet) -> None:
         path = self.folder / _WEIGHTS
         weights = {
@@ -296,6 +315,11 @@ class SupernetFolder:
         written.replace(path)
 
 
+def _begun(file: Path) -> bool:
+    """Whether a file is what an interrupted `create` leaves behind."""
+    return file.name in (_TASKS, _CORPUS) or file.name.startswith(f".{_CORPUS}.")
+
+
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint. Raises DataError where it has none that can be read."""
     from transformers import AutoTokenizer
@@ -308,38 +332,6 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
         return AutoTokenizer.from_pretrained(checkpoint.folder)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the tokenizer of {checkpoint.folder}: {error}") from None
-
-
-def space_content(space: SearchSpace) -> dict[str, Any]:
-    """A space as JSON values."""
-    return {
-        "base": space.base.model_dump(mode="json"),
-        "choices": [choice.model_dump(mode="json") for choice in space.choices],
-        "allowed": [list(options) for options in space.allowed],
-        **space.rules,
-    }
-
-
-def space_from_content(content: Mapping[str, Any]) -> SearchSpace:
-    """The space that `space_content` described."""
-
-    def limit(bounds: Sequence[int | None]) -> CountLimit:
-        return CountLimit(at_least=bounds[0] or 0, at_most=bounds[1])
-
-    return SearchSpace(
-        base=Base.model_validate(content["base"]),
-        choices=tuple(LayerSpec.model_validate(choice) for choice in content["choices"]),
-        allowed=tuple(tuple(options) for options in content["allowed"]),
-        groups={name: tuple(kinds) for name, kinds in content["groups"].items()},
-        ties=tuple(content["ties"]),
-        limits={kind: limit(bounds) for kind, bounds in content["limits"].items()},
-        patterns=tuple(
-            Pattern(kind=kind, every=every, limit=limit(bounds))
-            for kind, every, *bounds in content["patterns"]
-        ),
-        forbidden=frozenset((before, after) for before, after in content["forbidden"]),
-        orders=tuple((first, later) for first, later in content["orders"]),
-    )
 
 
 def _hash(checkpoint: Checkpoint) -> str:

@@ -1,11 +1,11 @@
 """Five abilities that a tiny model can be trained in and asked for, each made from seeds.
 
 recall   associative recall: a list of key-value pairs, then keys in another order (MQAR, arXiv 2312.04927)
-needle   a three-digit code told somewhere in filler text, asked at its end
+needle   code words told somewhere in filler text, asked at its end
 facts    where people of a made-up world live, what they do and which animal they keep: memorised in the weights, asked
          by multiple choice
 sums     the sum of two two-digit numbers
-copy     random letters, then the same letters again
+copy     random words, then the same words again
 
 The first two and the last need attention over the context, facts and sums the weights; which layers each of them needs
 is what placement is about. A training sample carries the character spans of its answers, so that training can weigh
@@ -15,7 +15,6 @@ training leaves out, facts by a phrasing of the question that training leaves ou
 
 from __future__ import annotations
 
-import string
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,7 +58,6 @@ _THINGS = _words("boat house table chair clock wheel lamp door box coat")
 # Every word that stands for one thing: a tokenizer does well to have a token for each.
 WORDS = (*_KEYS, *_VALUES, *_NAMES, *_CITIES, *_JOBS, *_PETS, *_VERBS, *_ADJECTIVES, *_THINGS)
 
-_LETTERS = string.ascii_lowercase
 _CHOICES = 4
 _HELD_OUT_SUMS = 10  # one in so many unordered pairs
 
@@ -204,7 +202,8 @@ def _sentence(rng: Random) -> str:
 
 
 def _haystack(rng: Random, *, sentences: int, needles: int) -> tuple[str, dict[str, str]]:
-    codes = {name: str(rng.randint(100, 999)) for name in rng.sample(_NAMES, needles)}
+    words = rng.sample((*_KEYS, *_VALUES), needles)
+    codes = dict(zip(rng.sample(_NAMES, needles), words, strict=True))
     hay = [_sentence(rng) for _ in range(sentences)]
     for name, code in codes.items():
         hay.insert(rng.randint(0, len(hay)), f" The code of {name} is {code}.")
@@ -212,12 +211,12 @@ def _haystack(rng: Random, *, sentences: int, needles: int) -> tuple[str, dict[s
 
 
 def _needle(rng: Random, reach: float) -> Sample:
-    hay, codes = _haystack(rng, sentences=_size(rng, 0, 14, reach), needles=rng.randint(2, 4))
+    hay, codes = _haystack(rng, sentences=_size(rng, 0, 14, reach), needles=rng.randint(1, 4))
     text = _Text()
     text.add(hay)
     for name in rng.sample(list(codes), len(codes)):
-        text.add(f" The code of {name} is ")
-        text.add(codes[name], answer=True)
+        text.add(f" The code of {name} is")
+        text.add(f" {codes[name]}", answer=True)
         text.add(".")
     return text.sample()
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hwsearch.errors import OutputError
+from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.surrogate.corpus import PackedCorpus, documents, pack
 from hwsearch.surrogate.documentation import python_documentation
 from hwsearch.surrogate.model_scores import ModelScores, score_tasks, text_loss
@@ -87,7 +87,7 @@ def new_teacher(recipe: TeacherRecipe, tokenizer: Any) -> Any:
         intermediate_size=3 * recipe.hidden_size,
         num_hidden_layers=recipe.layers,
         num_attention_heads=heads,
-        num_key_value_heads=max(heads // 2, 1),
+        num_key_value_heads=heads // 2,
         head_dim=_HEAD_DIM,
         tie_word_embeddings=True,
         max_position_embeddings=_CONTEXT,
@@ -120,8 +120,14 @@ def train_teacher(
     """
     from transformers import AutoTokenizer
 
+    if recipe.hidden_size % (2 * _HEAD_DIM):
+        raise InputError(f"a hidden size of {recipe.hidden_size} is no multiple of {2 * _HEAD_DIM}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here: train on the CPU")
     if (folder / "config.json").exists():
-        raise OutputError(f"{folder} holds a model already: name another folder with -o, or remove it")
+        raise OutputError(
+            f"{folder} exists already and holds a model: name another folder with -o, or remove it"
+        )
     work = folder / _WORK
     if not (work / "corpus").is_dir():
         _prepare(work, recipe)
@@ -138,10 +144,12 @@ def train_teacher(
 
     data = TeacherData(corpus, recipe=recipe, tokenizer=tokenizer)
     seconds = train(model, data, recipe, state=work / "state.safetensors", report=on_step)
-    model = model.to(device="cpu", dtype=torch.bfloat16)
+    model = model.cpu()
+    for parameter in model.parameters():  # not model.to(): that would round the rotary frequencies too
+        parameter.data = parameter.data.bfloat16().float()
     tasks = held_out_tasks(seed=_ITEMS_SEED, items=_ITEMS)
     encoded = EncodedTasks.of(tasks, tokenizer, max_length=_CONTEXT)
-    scores = _scores(model.float(), encoded, corpus.validation)
+    scores = _scores(model, encoded, corpus.validation)
     made = work / "finished"
     model.to(torch.bfloat16).save_pretrained(made)
     tokenizer.save_pretrained(made)
@@ -161,9 +169,13 @@ def validation_text(folder: Path, tokenizer: Any) -> NDArray[np.int32] | None:
 
     The same rows where Python is of the version that the teacher was trained with; its text differs otherwise.
     """
-    if not (folder / _RECIPE).is_file():
+    path = folder / _RECIPE
+    if not path.is_file():
         return None
-    recipe = TeacherRecipe(**json.loads((folder / _RECIPE).read_text(encoding="utf-8")))
+    try:
+        recipe = TeacherRecipe(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is no recipe of a teacher: {error}") from None
     with tempfile.TemporaryDirectory() as temporary:
         text = _write_lines(python_documentation(), Path(temporary) / "text.jsonl")
         return np.array(_pack(text, tokenizer, recipe, Path(temporary) / "corpus").validation)

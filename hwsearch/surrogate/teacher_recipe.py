@@ -22,7 +22,7 @@ class TeacherRecipe:
     layers: int = 8
     hidden_size: int = 128
     vocabulary: int = 1280
-    steps: int = 5000
+    steps: int = 1800
     batch: int = 16
     length: int = 160
     text_share: float = 0.25

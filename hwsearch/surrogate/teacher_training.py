@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from hwsearch.errors import InputError
+from hwsearch.errors import DataError, InputError
 from hwsearch.surrogate.teacher_data import TeacherData
 from hwsearch.surrogate.teacher_recipe import TeacherRecipe
 
@@ -128,7 +128,11 @@ def _load(
     model: Any, optimizers: list[torch.optim.Optimizer], path: Path, recipe: TeacherRecipe
 ) -> tuple[int, float]:
     """Restore what `_save` wrote; the steps that are done and the seconds they took."""
-    with safe_open(str(path), framework="pt") as file:
+    try:
+        opened = safe_open(str(path), framework="pt")
+    except SafetensorError as error:
+        raise DataError(f"cannot read {path}: {error}; remove {path.parent} to begin anew") from None
+    with opened as file:
         metadata = file.metadata()
         if json.loads(metadata["recipe"]) != asdict(recipe):
             raise InputError(

@@ -25,6 +25,7 @@ from torch import Tensor
 from hwsearch.errors import DataError, InputError
 from hwsearch.surrogate.distil import LossWeights, local_losses, path_losses
 from hwsearch.surrogate.optimiser import Optimiser, learning_rate_at
+from hwsearch.surrogate.processes import anywhere
 from hwsearch.surrogate.sampling import Sampling, path_sampler
 from hwsearch.surrogate.supernet import Supernet
 
@@ -173,7 +174,8 @@ class _Run:
             self.done += 1
             self.history.append({"stage": stage, "step": step + 1, **losses})
             now = time.perf_counter()
-            stopping = stop is not None and stop()
+            # Together: a process that stopped alone would leave the others waiting for its gradients.
+            stopping = stop is not None and anywhere(stop(), device=self.device)
             if self.done == last or stopping or now - saved > _SAVE_EVERY_S:
                 self._save()
                 saved = now

@@ -11,7 +11,8 @@ from tests.cli.conftest import Call
 
 MEASURED = (
     "search", "--base", "Qwen3-1.7B", "--device", "h100-sxm",
-    "--quality", "tests.search.slow_objective:architecture_loss", "--workload", "decode:batch=16,context=32k", "--budget", "latency<=6ms",
+    "--quality", "tests.search.slow_objective:architecture_loss",
+    "--workload", "decode:batch=16,context=32k", "--budget", "latency<=6ms",
 )  # fmt: skip
 SUMMED = (*MEASURED[:6], "qwen3-1.7b-sweep", *MEASURED[7:])
 

@@ -89,7 +89,8 @@ def test_what_is_no_run_is_refused_in_one_line(hwsearch: Call, tmp_path: Path) -
     assert "not a search journal" in hwsearch("study", "export", tmp_path, "-o", tmp_path / "x.csv").complaint
     run = _run(hwsearch, tmp_path / "run")
     assert (
-        "end the file in .csv or .parquet" in hwsearch("study", "export", run, "-o", tmp_path / "x").complaint
+        "end the file in .csv, .parquet or .log"
+        in hwsearch("study", "export", run, "-o", tmp_path / "x").complaint
     )
 
 
@@ -140,6 +141,22 @@ def test_a_placement_is_kept(hwsearch: Call, tmp_path: Path) -> None:
     assert found["best"]["layer_types"] == before
     wrong = hwsearch(*SEARCH, "--placement", "jet-nemotron-4b", "-o", tmp_path / "wrong")
     assert "36 layers and the space 28" in wrong.complaint
+
+
+def test_a_run_opens_as_an_optuna_study(hwsearch: Call, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    run = _run(hwsearch, tmp_path / "run", "--population", 20, "--generations", 2)
+    result = json.loads((run / "result.json").read_text())
+    log = tmp_path / "run.log"
+    assert hwsearch("study", "export", run, "-o", log).status == 0
+    backend = optuna.storages.journal.JournalFileBackend(str(log))
+    study = optuna.load_study(study_name="run", storage=optuna.storages.JournalStorage(backend))
+    assert len(study.trials) == result["evaluations"]
+    assert study.metric_names == ["quality_loss", "latency"]
+    best = min(study.best_trials, key=lambda trial: trial.values)
+    assert best.values == result["front"][0]["objectives"]
+    assert list(best.params.values()) == result["front"][0]["genome"]
+    assert "choose another file" in hwsearch("study", "export", run, "-o", log).complaint
 
 
 def test_solvers_agree_on_the_best(hwsearch: Call, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, tied: bool) -> None:
 
 def test_a_saved_folder_needs_only_an_installed_hwsearch(tmp_path: Path) -> None:
     """In a process that has not imported hwsearch, through the shim; and saving again keeps it so."""
-    model = tiny.model(tiny.FULL, NoMixer())
+    model = tiny.model(tiny.FULL, *tiny.LINEAR, NoMixer())
     model.save_pretrained(tmp_path / "one")
     script = (
         "import sys, torch; from transformers import AutoModelForCausalLM\n"

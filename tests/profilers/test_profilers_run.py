@@ -17,7 +17,7 @@ from hwsearch.profilers.environment import environment, torch_device
 from hwsearch.profilers.run import Progress, Summary, contention, profile
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
-from hwsearch.records import DeviceSpec
+from hwsearch.records import DeviceSpec, Measurement
 
 _RULE = TimingRule(max_samples=3, min_seconds=0, warmup_seconds=0)
 _OPERATORS = [operator("gemm", m=m, n=8, k=8) for m in range(1, 13)]
@@ -99,6 +99,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     done: list[Operator] = []
 
     def interrupt(progress: Progress) -> None:
+        assert isinstance(progress.measurement, Measurement)
         done.append(progress.measurement.operator)
         if len(done) == 4:
             raise KeyboardInterrupt

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsearch.errors import InputError
+from hwsearch.search.evolution import Evolution
+from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import Genomes, GridSpace, Space
+from hwsearch.search.thrift import Thrift
 from hwsearch.search.variation import (
     Rates,
     corners,
@@ -26,7 +29,7 @@ from hwsearch.search.variation import (
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.constraints import CountLimit, Pattern
 from hwsearch.searchspace.presets import preset_named
-from tests.search.search_problems import everything, grid, hybrid, limited
+from tests.search.search_problems import everything, grid, hybrid, limited, random_problem
 
 SPACES: dict[str, Space] = {
     "hybrid": hybrid(12),
@@ -86,6 +89,50 @@ def test_options_are_exactly_the_valid_single_changes(name: str, seed: int) -> N
         changed[np.arange(8), layers] = choice
         expected = space.valid(changed) & (genomes[np.arange(8), layers] != choice)
         np.testing.assert_array_equal(options[:, choice], expected)
+
+
+@cases
+@settings(max_examples=40, deadline=None)
+def test_budget_repair_keeps_rules_and_comes_no_further_from_the_budgets(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    space, rules = SPACES[name], RULES[name]
+    shape = space.allowed_mask.shape
+    genomes = space.sample(20, rng=rng)
+    costs = [Additive(rng.random(shape), constant=float(rng.normal())) for _ in range(2)]
+    budgets = [
+        Budget("b", text="b", cost=cost, at_most=float(np.quantile(cost(genomes), rng.random())))
+        for cost in costs[: int(rng.integers(1, 3))]
+    ]
+    problem = Problem(space, objectives=(Objective("o", cost=costs[0]),), budgets=tuple(budgets))
+    repaired = Thrift(budgets, rules=rules).within(genomes, loss=rng.random((20, *shape)))
+    assert space.valid(repaired).all()
+    before, after = problem.evaluate(genomes)[1], problem.evaluate(repaired)[1]
+    assert np.all((after < before) | (repaired == genomes).all(axis=1))
+    np.testing.assert_array_equal(repaired[before == 0], genomes[before == 0])
+    if rules.free and len(budgets) == 1:
+        assert after.max() <= 1e-12  # the cheapest genome is within a budget that one of them meets
+
+
+def test_budget_repair_takes_the_best_ratio() -> None:
+    budget = Budget("b", text="b", cost=Additive(np.array([[3.0, 2.0, 0.0], [3.0, 1.0, 0.0]])), at_most=4.0)
+    thrift = Thrift([budget], rules=Rules(GridSpace((3, 3))))
+    # From 6 down to 4: the first layer loses 4 for 2 or more, the second 1 for the 2 that count.
+    loss = np.array([[0.0, 3.0, 4.0], [0.0, 1.0, 5.0]])
+    assert thrift.within(np.array([[0, 0]]), loss=loss).tolist() == [[0, 1]]
+
+
+def test_a_known_budget_is_met_from_the_first_expensive_evaluations_on() -> None:
+    tight = random_problem(0, space=hybrid(12), tightness=0.1)
+    hidden = Objective("loss", cost=lambda genomes: tight.objectives[0].cost(genomes), tier="expensive")
+    evolution = Evolution(
+        Problem(tight.space, objectives=(hidden,), budgets=tight.budgets[:1]), population=20, seed=0
+    )
+    inside = tight.budgets[0].cost(evolution.ask()) <= tight.budgets[0].at_most
+    assert inside.mean() >= 0.5
+    assert (
+        tight.budgets[0].cost(tight.space.sample(100, rng=np.random.default_rng(0)))
+        > tight.budgets[0].at_most
+    ).all()
 
 
 def test_crossover_takes_one_segment() -> None:

@@ -99,6 +99,44 @@ def test_the_front_equals_brute_force(seed: int) -> None:
     assert found.best.bound <= expected[0, 0] + 1e-6
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=6, deadline=None)
+def test_the_front_of_three_objectives_equals_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    space = hybrid(int(rng.integers(1, 3)))
+    shape = space.allowed_mask.shape
+    # Whole numbers, so that what rounding could tell apart is truly apart.
+    costs = [Additive(rng.integers(0, 4, size=shape).astype(np.float64)) for _ in range(4)]
+    at_most = float(rng.integers(2 * shape[0], 4 * shape[0]))
+    problem = Problem(
+        space,
+        objectives=tuple(Objective(f"o{i}", cost=cost) for i, cost in enumerate(costs[:3])),
+        budgets=(Budget("b", text="b", cost=costs[3], at_most=at_most),),
+    )
+    objectives, violations = problem.evaluate(everything(space))
+    objectives = objectives[violations <= 0]
+    found = exact_front(problem)
+    assert found is not None
+    assert found.complete
+    expected = np.unique(objectives[non_dominated(objectives)], axis=0)
+    np.testing.assert_array_equal(found.objectives, expected)
+    np.testing.assert_array_equal(problem.evaluate(found.genomes)[0], expected)
+
+
+def test_a_front_cut_off_by_time_holds_only_points_of_the_front() -> None:
+    rng = np.random.default_rng(1)
+    space = hybrid(2)
+    costs = [Additive(rng.integers(0, 5, size=space.allowed_mask.shape).astype(np.float64)) for _ in range(3)]
+    problem = Problem(space, objectives=tuple(Objective(f"o{i}", cost=cost) for i, cost in enumerate(costs)))
+    whole, cut = exact_front(problem), exact_front(problem, time_limit_s=0.0)
+    assert whole is not None
+    assert cut is not None
+    assert whole.complete
+    assert not cut.complete
+    assert 0 < len(cut.genomes) < len(whole.genomes)
+    assert {tuple(p) for p in cut.objectives.tolist()} <= {tuple(p) for p in whole.objectives.tolist()}
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_chain_and_programme_agree(seed: int) -> None:
     rng = np.random.default_rng(seed)

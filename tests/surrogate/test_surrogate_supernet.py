@@ -95,7 +95,7 @@ def test_recomputing_layers_gives_the_same_gradients(tmp_path: Path) -> None:
         )
         assert losses is not None
         net.zero_grad()
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         found.append({n: p.grad.clone() for n, p in net.trainable.items() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert {name.rsplit(".", 1)[0].split(".")[1] for name in found[0]} == {str(DELTA), str(WINDOW)}
@@ -111,7 +111,7 @@ def test_pieces_of_logits_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         losses = path_losses(net, path, ids, net.teacher_pass(ids), LossWeights(task=0.5))
         assert losses is not None
         net.zero_grad()
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad.clone() for p in net.trainable.values() if p.grad is not None]
         found.append((losses.total.detach(), gradients))
     torch.testing.assert_close(found[0], found[1])

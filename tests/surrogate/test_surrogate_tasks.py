@@ -166,7 +166,7 @@ def _check_recall(text: str, spans: list[str]) -> None:
 
 def _check_needle(text: str, spans: list[str]) -> None:
     for span in spans:
-        assert sum(sentence.endswith(f"is {span}") for sentence in text.split(".")) >= 2
+        assert sum(sentence.endswith(f"is{span}") for sentence in text.split(".")) >= 2
 
 
 def _check_facts(text: str, spans: list[str]) -> None:

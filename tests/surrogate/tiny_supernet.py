@@ -61,7 +61,7 @@ def write_text(path: Path) -> Path:
 def write_task_items(path: Path) -> Path:
     """A completion task, `pairs`, and a multiple choice one, `choice`."""
     rng = np.random.default_rng(1)
-    lines = []
+    lines: list[dict[str, object]] = []
     for i in range(6):
         key, value, other = (f"t{word}" for word in rng.choice(np.arange(3, VOCABULARY), 3, replace=False))
         lines.append({"task": "pairs", "prompt": f"{key} {value} {other} {key}", "completion": f" {value}"})

@@ -9,6 +9,8 @@ than one without splits.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from hwsearch.costmodel.forms.common import FloatArray
@@ -46,16 +48,27 @@ def reach(c: Columns) -> FloatArray:
     return np.where(c["window"] > 0, np.minimum(c["window"], _total(c)), _total(c))
 
 
-def static_splits(tiles: FloatArray, blocks: FloatArray, device: DeviceSpec) -> FloatArray:
+def static_splits(tiles: FloatArray, blocks: FloatArray, device: DeviceSpec, *, least: int = 4) -> FloatArray:
     """Splits of the keys of one sequence with so many row tiles (n,) and key blocks (n,): the smallest number
-    whose waves are nearly as full as the fullest; 1 where the tiles fill the device or the keys are few."""
-    splits = np.ones(len(tiles))
-    few = (tiles < _FULL_ENOUGH * device.num_sms) & (blocks > 4)
-    if few.any():
-        candidates = np.arange(1.0, _MOST_SPLITS + 1)
-        waves = tiles[few, None] * candidates / device.num_sms
-        efficiency = waves / np.ceil(waves)
-        efficiency[candidates > np.minimum(device.num_sms, blocks[few])[:, None]] = 0.0
-        good = efficiency >= _EFFICIENT * efficiency.max(axis=1, keepdims=True)
-        splits[few] = candidates[np.argmax(good, axis=1)]
+    whose waves are nearly as full as the fullest; 1 where the tiles fill the device or the key blocks are at most
+    `least`."""
+    table = _split_table(device.num_sms, least)
+    row = np.minimum(tiles, len(table) - 1).astype(np.int64)
+    column = np.minimum(blocks, table.shape[1] - 1).astype(np.int64)
+    splits: FloatArray = table[row, column]
+    return splits
+
+
+@cache
+def _split_table(num_sms: int, least: int) -> FloatArray:
+    """static_splits by number of tiles and of key blocks; the last row and column stand for all larger numbers."""
+    tiles = np.arange(np.ceil(_FULL_ENOUGH * num_sms))
+    candidates = np.arange(1.0, _MOST_SPLITS + 1)
+    waves = tiles[:, None] * candidates / num_sms
+    efficiency = waves / np.maximum(np.ceil(waves), 1)
+    splits = np.ones((len(tiles) + 1, _MOST_SPLITS + 1))
+    for blocks in range(least + 1, _MOST_SPLITS + 1):
+        allowed = np.where(candidates > min(num_sms, blocks), 0.0, efficiency)
+        good = allowed >= _EFFICIENT * allowed.max(axis=1, keepdims=True)
+        splits[:-1, blocks] = candidates[np.argmax(good, axis=1)]
     return splits

@@ -83,7 +83,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         states[0] = state_BHKV.flatten(0, 1)
         for n in range(len(u)):
             u[n].baddbmm_(y[n], states[n], alpha=-1)
-            torch.mul(states[n], grown[n, :, -1:], out=states[n + 1])
+            states[n + 1] = states[n] * grown[n, :, -1:]
             states[n + 1].baddbmm_(to_end[n].mT, u[n])
         out = _product(p, u)
         _add_product(out, from_start, states[:-1])
@@ -110,12 +110,12 @@ def _backward(dout_BTHV: Tensor, dlast_BHKV: Tensor, saved: tuple[Tensor, ...]) 
     dout.view(v.shape).copy_(_split(dout_BTHV, chunk))
     du = _product(p.mT, dout)
     dstates = torch.empty_like(states)
-    torch.bmm(from_start.flatten(0, 1).mT, dout.flatten(0, 1), out=dstates[:-1].flatten(0, 1))
+    dstates[:-1] = _product(from_start.mT, dout)
     dstates[-1] = dlast_BHKV.flatten(0, 1)
     for n in reversed(range(len(u))):
         du[n].baddbmm_(to_end[n], dstates[n + 1])
         dstates[n].baddbmm_(y[n].mT, du[n], alpha=-1).addcmul_(dstates[n + 1], grown[n, :, -1:])
-    torch.neg(_product(t.mT, du), out=minus_z)
+    minus_z.copy_(-_product(t.mT, du))
 
     dscores = _product(both.flatten(2, 3), u.mT).view(*qk.shape[:-1], chunk).mul_(decay[:, :, None])
     dscores[:, :, 1].diagonal(dim1=-2, dim2=-1).zero_()
@@ -134,7 +134,7 @@ def _backward(dout_BTHV: Tensor, dlast_BHKV: Tensor, saved: tuple[Tensor, ...]) 
     dv = _join(minus_z.view(v.shape), length, factor=-beta)
     # Through the norms: dx = (dn - n (n . dn)) / |x|, with n the unit vector; the queries' n carry 1 / sqrt(K).
     dqk = dread
-    torch.addcmul(dwrite, dread[:, :, 1], beta, out=dqk[:, :, 1])
+    dqk[:, :, 1] = torch.addcmul(dwrite, dread[:, :, 1], beta)
     along = torch.stack((k.shape[-1] * along_q, beta * along_k + along_write), dim=2)
     dqk.addcmul_(qk, along, value=-1)
     dq, dk = (
@@ -147,14 +147,12 @@ def _backward(dout_BTHV: Tensor, dlast_BHKV: Tensor, saved: tuple[Tensor, ...]) 
 
 def _normalised(q_NBHCK: Tensor, k_NBHCK: Tensor) -> tuple[Tensor, Tensor]:
     """(N, L, 2, C, K): queries of norm 1 / sqrt(K) and keys of norm 1; and what each was multiplied by."""
-    n, batch, heads, chunk, width = k_NBHCK.shape
-    qk = k_NBHCK.new_empty(n, batch, heads, 2, chunk, width)
-    factors = k_NBHCK.new_empty(n, batch, heads, 2, chunk, 1)
-    for place, (rows, norm) in enumerate(((q_NBHCK, width**-0.5), (k_NBHCK, 1.0))):
-        squares = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_()
-        factors[:, :, :, place] = squares.add_(EPS).rsqrt_().mul_(norm)
-        torch.mul(rows, factors[:, :, :, place], out=qk[:, :, :, place])
-    return qk.flatten(1, 2), factors.flatten(1, 2)
+    normed, factors = [], []
+    for rows, norm in ((q_NBHCK, k_NBHCK.shape[-1] ** -0.5), (k_NBHCK, 1.0)):
+        squares = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square()
+        factors.append(norm * torch.rsqrt(squares + EPS))
+        normed.append(rows * factors[-1])
+    return torch.stack(normed, dim=3).flatten(1, 2), torch.stack(factors, dim=3).flatten(1, 2)
 
 
 def _product(left_NLXY: Tensor, right_NLYZ: Tensor) -> Tensor:
@@ -178,12 +176,8 @@ def _split(tokens_BTHX: Tensor, chunk: int) -> Tensor:
 
 
 def _join(chunks_NBHCX: Tensor, length: int, *, factor: Tensor | None = None) -> Tensor:
-    """(N, B, H, C, X) -> (B, length, H, X), contiguous but for the cut, times `factor` (N, L, C, 1)."""
-    n, batch, heads, chunk, width = chunks_NBHCX.shape
-    tokens = chunks_NBHCX.new_empty(batch, n, chunk, heads, width)
-    target = tokens.permute(1, 0, 3, 2, 4)
-    if factor is None:
-        target.copy_(chunks_NBHCX)
-    else:
-        torch.mul(chunks_NBHCX, factor.view(n, batch, heads, chunk, 1), out=target)
-    return tokens.flatten(1, 2)[:, :length]
+    """(N, B, H, C, X) -> (B, length, H, X), times `factor` (N, L, C, 1)."""
+    batch, heads, _, width = chunks_NBHCX.shape[1:]
+    if factor is not None:
+        chunks_NBHCX = chunks_NBHCX * factor.view(*chunks_NBHCX.shape[:-1], 1)
+    return chunks_NBHCX.permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, width)[:, :length]

@@ -1,0 +1,136 @@
+"""bench, doctor and store: a space profiled, fitted, and a whole model of it measured beside its prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hwsearch.cli.main import run
+from hwsearch.pipeline.blocks import BlockTable, load_blocks
+from hwsearch.searchspace.bases import base_named
+from hwsearch.searchspace.presets import space_named
+from tests.cli.conftest import Call
+from tests.cli.test_cli_figures import _assert_documented
+
+pytest.importorskip("transformers")
+
+WORKLOADS = ("prefill:batch=1,context=24", "decode:batch=2,context=24")
+ASKED = [part for text in WORKLOADS for part in ("--workload", text)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, a space file of two choices over it, and a store with what it asks for."""
+    made = tmp_path_factory.mktemp("bench")
+    (made / "tiny").mkdir()
+    config = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": 32,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+    }
+    (made / "tiny" / "config.json").write_text(json.dumps(config))
+    (made / "space.json").write_text(json.dumps({"mixers": [{"kind": "full_attention"}, {"kind": "none"}]}))
+    command = ["profile", "--space", str(made / "space.json"), "--base", str(made / "tiny"), *ASKED]
+    assert run([*command, "--visits", "1", "--timeout", "0", "-o", str(made / "tiny.db"), "--json"]) == 0
+    return made
+
+
+def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
+    space = space_named(str(folder / "space.json"), base_named(str(folder / "tiny")))
+    architecture = space.decode([0, 1], name="mixed")
+    (folder / "mixed.json").write_text(architecture.to_json())
+    command = ["bench", folder / "mixed.json", *ASKED, "--visits", 1]
+    found = hwsearch(*command, "--cost-model", folder / "tiny.db", "--json").json
+    _assert_documented(found, "bench")
+    assert [phase["phase"] for phase in found["phases"]] == ["prefill", "decode"]
+    for phase in found["phases"]:
+        _assert_documented(phase, "bench: each of phases")
+        assert phase["predicted_from"] == "blocks"
+        error = 100 * (phase["predicted_ms"] / phase["measured_ms"] - 1)
+        assert phase["error_percent"] == pytest.approx(error)
+    table = load_blocks(folder / "tiny.db")
+    assert table is not None
+    assert len(table.times) == 2 * (2 + 1 + 1)
+    for workload in table.workloads:
+        (frame,), (mix,) = (
+            [t.median_ms for b, t in table.times.items() if b.part == part and b.workload == workload]
+            for part in ("frame", "mix")
+        )
+        # The mix holds both layers once, as the model does.
+        assert table.predict(architecture, workload).median_ms == pytest.approx(frame + mix)
+
+    alone = hwsearch(*command, "--json").json
+    assert alone["phases"][0]["predicted_ms"] is None
+    assert "no --cost-model" in hwsearch(*command).out
+
+    # The full space has a mixer of which no block was measured: nothing is guessed.
+    unknown = hwsearch(
+        "bench", folder / "tiny", "--workload", "decode:batch=2,context=25", "--visits", 1,
+        "--cost-model", folder / "tiny.db", "--json",
+    ).json  # fmt: skip
+    (phase,) = unknown["phases"]
+    assert phase["predicted_ms"] is None
+    assert "2 blocks are not measured" in phase["notes"][0]
+
+
+def test_the_largest_batch_within_a_memory(hwsearch: Call, folder: Path) -> None:
+    command = ["bench", folder / "tiny", "--workload", "decode:batch=max,context=4k"]
+    found = hwsearch(*command, "--memory", "64MiB", "--json").json
+    (batch,) = found["largest_batches"]
+    assert batch["memory_bytes"] == 64 * 2**20
+    assert 0 < batch["measured"] <= batch["predicted"]
+    assert "needs a cap" in hwsearch(*command).complaint
+    assert "cannot read the budget" in hwsearch(*command, "--memory", "much").complaint
+
+
+def test_measured_blocks_are_part_of_a_saved_model(folder: Path, tmp_path: Path) -> None:
+    table = load_blocks(folder / "tiny.db")
+    assert table is not None
+    table.save(tmp_path)
+    assert BlockTable.load(tmp_path) == table
+    assert BlockTable.load(folder) is None
+
+
+def test_stores_are_joined_and_exported(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
+    joined = hwsearch(
+        "store", "merge", folder / "tiny.db", folder / "tiny.db", "-o", tmp_path / "c.db", "--json"
+    ).json
+    _assert_documented(joined, "store merge")
+    assert joined["rows"] == 2 * joined["added"]
+    written = hwsearch("store", "export", tmp_path / "c.db", "-o", tmp_path / "c.csv", "--json").json
+    _assert_documented(written, "store export")
+    assert written["rows"] == joined["added"]
+    assert (
+        "one of .csv, .parquet"
+        in hwsearch("store", "export", tmp_path / "c.db", "-o", tmp_path / "c.xls").complaint
+    )
+
+
+def test_the_doctor_looks_at_this_machine(hwsearch: Call) -> None:
+    found = hwsearch("doctor", "--json").json
+    _assert_documented(found, "doctor")
+    assert found["healthy"] == (not found["findings"])
+    assert {"device_name", "runtime", "cores", "threads", "governor", "reference_spread"} <= set(
+        found["facts"]
+    )
+    absent = hwsearch("doctor", "--device", "cuda:99", "--json")
+    assert absent.status == 1
+    (finding,) = json.loads(absent.out)["findings"]
+    assert finding["severity"] == "error"
+    assert "device cuda:99" in hwsearch("doctor", "--device", "cuda:99").out
+
+
+def test_cuda_graphs_are_refused_on_a_cpu(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
+    refused = hwsearch("profile", "--points", 8, "--execution", "cuda-graph", "-o", tmp_path / "a.db")
+    assert "execution cuda-graph needs a CUDA device" in refused.complaint
+    refused = hwsearch("bench", folder / "tiny", *ASKED, "--execution", "cuda-graph")
+    assert "needs a CUDA device" in refused.complaint

@@ -1,0 +1,88 @@
+"""Which kernel a device runs: FlashAttention 2 beside 3 in decoding, told by the fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hwsearch.costmodel.analytic import analytic_ms, form_with, forms_of
+from hwsearch.costmodel.calibration import fit_constants
+from hwsearch.costmodel.devices import device_named
+from hwsearch.costmodel.forms.attention import static_splits
+from hwsearch.costmodel.gp import GPRecipe, fit_gp
+from hwsearch.costmodel.tables import Table
+from hwsearch.operators import columns
+
+KIND = "generation_attention"
+H100, L40S = device_named("h100-sxm"), device_named("l40s")
+FORMS_3_AND_2 = forms_of(KIND)
+STARTS = [{k.name: k.start for k in form.constants} for form in FORMS_3_AND_2]
+
+
+def _operators(rng: np.random.Generator, n: int) -> np.ndarray:
+    kv_heads = rng.choice([1, 2, 4, 8], n)
+    heads = kv_heads * rng.choice([1, 2, 4, 8], n)
+    window = rng.choice([0, 0, 128], n)
+    return np.stack(
+        [2 ** rng.integers(0, 9, n), 2 ** rng.integers(9, 15, n), heads, kv_heads, np.full(n, 128), window],
+        axis=1,
+    )
+
+
+@pytest.mark.parametrize("truth", [0, 1], ids=["FlashAttention 3", "FlashAttention 2"])
+def test_the_fit_tells_which_kernel_a_table_shows(truth: int) -> None:
+    rng = np.random.default_rng(0)
+    dims = _operators(rng, 200)
+    latency = analytic_ms(KIND, columns(KIND, dims), device=L40S, size=2, constants=STARTS[truth])
+    table = Table(KIND, dims, latency * np.exp(rng.normal(0, 0.03, len(dims))))
+    found = fit_constants(table, device=L40S, size=2, seed=0, starts=1)
+    assert form_with(KIND, found) is FORMS_3_AND_2[truth]
+    # A prior of the other kernel's constants does not decide which one runs here.
+    other = STARTS[1 - truth]
+    found = fit_constants(table, device=L40S, size=2, seed=0, starts=1, prior=other, prior_sd=0.3)
+    assert form_with(KIND, found) is FORMS_3_AND_2[truth]
+    # Where a fit begins does: folds keep the kernel of the whole.
+    found = fit_constants(table, device=L40S, size=2, seed=0, starts=1, steps=2, begin=other)
+    assert form_with(KIND, found) is FORMS_3_AND_2[1 - truth]
+
+
+def test_flash_attention_2_packs_and_splits_only_shared_keys_without_a_window() -> None:
+    def decode(*dims: tuple[int, ...]) -> list[float]:
+        c = columns(KIND, dims)
+        return [float(ms) for ms in analytic_ms(KIND, c, device=L40S, size=2, constants=STARTS[1])]
+
+    alone, shared, shared_by_more = decode(
+        (1, 16384, 8, 8, 128, 0), (1, 16384, 16, 8, 128, 0), (1, 16384, 64, 8, 128, 0)
+    )
+    assert (
+        alone > 3 * shared
+    )  # one block per head walks the whole cache; shared keys are split over the device
+    assert shared_by_more == pytest.approx(shared, rel=0.05)
+    few, many = decode((32, 16384, 16, 8, 128, 128), (32, 16384, 64, 8, 128, 128))
+    assert many > 2 * few  # under a window every query head is a block of its own
+
+
+def test_no_form_has_foreign_constants() -> None:
+    assert form_with(KIND, ["launch_us"]) is None
+    assert form_with("gemm", STARTS[0]) is None
+
+
+def test_splits_fill_the_device_as_evenly_as_the_best() -> None:
+    tiles, blocks = (
+        np.array([1.0, 16.0, 66.0, 105.0, 106.0, 4.0]),
+        np.array([64.0, 64.0, 64.0, 64.0, 64.0, 4.0]),
+    )
+    # 132 multiprocessors: 16 tiles by 7 splits keep just under 85% of them busy, 66 by 2 all; 4 blocks are not split.
+    assert static_splits(tiles, blocks, H100).tolist() == [55.0, 8.0, 2.0, 5.0, 1.0, 1.0]
+
+
+def test_a_process_on_fewer_inducing_rows_than_it_learned_from_stays_close() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (300, 3)).astype(np.float32)
+    y = np.sin(4 * x[:, 0]) + x[:, 1] * x[:, 2] + rng.normal(0, 0.01, 300)
+    asked = rng.uniform(0, 1, (200, 3)).astype(np.float32)
+    whole = fit_gp(x, y, recipe=GPRecipe(), seed=0).predict(asked)
+    few = fit_gp(x, y, recipe=GPRecipe(inducing=80), seed=0)
+    assert len(few.weight) == 80
+    assert len(np.unique(few.inducing, axis=0)) == 80
+    assert np.abs(few.predict(asked) - whole).mean() < 0.02
