@@ -16,8 +16,8 @@ for 10 times the supernet's steps per architecture, so that the 24 together cost
 supernet's scores of the 24 are compared with their scores after that (Kendall's tau), by every metric. The predictor
 is fitted to the supernet's scores of 60 other architectures and judged on those of 120 it has not seen.
 
-placement (target 2). Space: `--full` full-attention layers of 8, the rest gated delta nets. Placements are searched by beam
-under each of three scores, and trained alone for as long as the rivals: uniform, first, last, and 10 at random.
+placement (target 2). Space: `--full` full-attention layers of 8, the rest gated delta nets. Placements are searched by
+beam under each of three scores, and trained alone for as long as the rivals: uniform, first, last, and 10 at random.
 """
 
 from __future__ import annotations
