@@ -14,7 +14,7 @@ run() {
     hwsearch "$@"
 }
 
-run profile --device cpu --points 240 -o "$out/cpu.db"
+run profile --device cpu --points 240 --visits 1 -o "$out/cpu.db"
 run fit "$out/cpu.db" -o "$out/cpu.costmodel"
 run search --base Qwen3-1.7B --device h100-sxm --quality qwen3-1.7b-sweep \
     --workload decode:batch=16,context=32768 --budget "latency<=6ms" -o "$out/run"

@@ -27,6 +27,7 @@ from hwsearch.searchspace.block import (
     BlockMeasurement,
     blocks_of,
     blocks_of_space,
+    mix_of_space,
     working_set_bytes,
 )
 from hwsearch.searchspace.space import SearchSpace
@@ -195,12 +196,14 @@ def _time(row: BlockMeasurement) -> BlockTime:
 
 
 def asked_blocks(space: SearchSpace, workloads: Iterable[Workload]) -> dict[Block, int]:
-    """The blocks that a space's models are made of, and the bytes that such a model goes through in one pass."""
-    return {
-        block: working_set_bytes(space, workload)
-        for workload in workloads
-        for block in blocks_of_space(space, [workload])
-    }
+    """The blocks that a space's models are made of and a mix of them, and the bytes that a model goes through."""
+    asked: dict[Block, int] = {}
+    for workload in workloads:
+        blocks = blocks_of_space(space, [workload])
+        if len(space.choices) > 1:
+            blocks.append(mix_of_space(space, workload))
+        asked |= dict.fromkeys(blocks, working_set_bytes(space, workload))
+    return asked
 
 
 def load_blocks(path: Path) -> BlockTable | None:

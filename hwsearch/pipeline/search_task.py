@@ -225,7 +225,8 @@ def latency_cost(
     asked = blocks_of_space(space, [workload])
     if blocks and all(block in blocks.times for block in asked):
         frame, *measured = (blocks.times[block].median_ms for block in asked)
-        return Additive(np.tile(np.array(measured), (space.num_layers, 1)), constant=frame)
+        row = blocks.mixing(space.base.hidden_size, workload) * np.array(measured)
+        return Additive(np.tile(row, (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)
     *layers, ends = latency_of(

@@ -25,7 +25,7 @@ from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import PositiveInt, Spec, decode_json, problems
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["Block", "BlockMeasurement", "blocks_of", "blocks_of_space", "working_set_bytes"]
+__all__ = ["Block", "BlockMeasurement", "blocks_of", "blocks_of_space", "mix_of_space", "working_set_bytes"]
 
 
 _MIXED = 12
@@ -126,8 +126,6 @@ def blocks_of_space(space: SearchSpace, workloads: Iterable[Workload]) -> list[B
     for workload in workloads:
         found[_frame(space.base, workload)] = None
         found |= dict.fromkeys(_layer(choice, space.base, workload) for choice in space.choices)
-        if len(space.choices) > 1:
-            found[_mix(space, workload)] = None
     return list(found)
 
 
@@ -149,7 +147,7 @@ def _layer(layer: LayerSpec, base: Base, workload: Workload) -> Block:
     )
 
 
-def _mix(space: SearchSpace, workload: Workload) -> Block:
+def mix_of_space(space: SearchSpace, workload: Workload) -> Block:
     """Up to _MIXED of the space's choices, evenly from first to last, no two that stand side by side there."""
     count = min(_MIXED, len(space.choices))
     picked = [space.choices[i * len(space.choices) // count] for i in range(count)]

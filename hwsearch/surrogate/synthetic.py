@@ -1,7 +1,7 @@
 """Five abilities that a tiny model can be trained in and asked for, each made from seeds.
 
 recall   associative recall: a list of key-value pairs, then keys in another order (MQAR, arXiv 2312.04927)
-needle   code words told somewhere in filler text, asked at its end
+needle   a code word told somewhere in filler text, asked at its end; up to four of them in training samples
 facts    where people of a made-up world live, what they do and which animal they keep: memorised in the weights, asked
          by multiple choice
 sums     the sum of two two-digit numbers
@@ -222,9 +222,9 @@ def _needle(rng: Random, reach: float) -> Sample:
 
 
 def _needle_item(rng: Random) -> TaskItem:
-    hay, codes = _haystack(rng, sentences=rng.randint(10, 14), needles=2)
-    name = rng.choice(list(codes))
-    return TaskItem(f"{hay} The code of {name} is", (f" {codes[name]}",), 0)
+    hay, codes = _haystack(rng, sentences=rng.randint(10, 14), needles=1)
+    (name, code), *_ = codes.items()
+    return TaskItem(f"{hay} The code of {name} is", (f" {code}",), 0)
 
 
 def _facts(rng: Random, reach: float) -> Sample:

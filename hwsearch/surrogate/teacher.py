@@ -129,8 +129,7 @@ def train_teacher(
             f"{folder} exists already and holds a model: name another folder with -o, or remove it"
         )
     work = folder / _WORK
-    if not (work / "corpus").is_dir():
-        _prepare(work, recipe)
+    _prepare(work, recipe)
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     corpus = PackedCorpus.open(work / "corpus")
     model = new_teacher(recipe, tokenizer).to(device)
@@ -154,7 +153,7 @@ def train_teacher(
     model.to(torch.bfloat16).save_pretrained(made)
     tokenizer.save_pretrained(made)
     write_tasks(tasks, made / TASKS)
-    (made / _RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    shutil.copy(work / _RECIPE, made)
     (made / "README.md").write_text(_card(model, recipe, scores, seconds), encoding="utf-8")
     # config.json last: with it the folder is a checkpoint, and whole.
     for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
@@ -182,8 +181,17 @@ def validation_text(folder: Path, tokenizer: Any) -> NDArray[np.int32] | None:
 
 
 def _prepare(work: Path, recipe: TeacherRecipe) -> None:
-    """The tokenizer, then the packed text: with that the preparation is whole."""
+    """Write the recipe, the tokenizer and the packed text, unless the same recipe has begun here already."""
+    content = json.dumps(asdict(recipe), indent=2) + "\n"
+    begun = work / _RECIPE
+    if begun.exists() and begun.read_text(encoding="utf-8") != content:
+        raise InputError(
+            f"{work} was begun with other settings, see {begun}: give the same, or another folder"
+        )
+    if (work / "corpus").is_dir():
+        return
     work.mkdir(parents=True, exist_ok=True)
+    begun.write_text(content, encoding="utf-8")
     text = _write_lines(python_documentation(), work / "text.jsonl")
     samples = synthetic_text(seed=recipe.seed, samples=_SAMPLES)
     tokenizer = train_tokenizer([*documents(text), *samples], vocabulary=recipe.vocabulary)

@@ -21,14 +21,16 @@ POINTS = 8 * 16  # a few more of each kind than fitting and judging take
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a profile of this CPU and a model fitted to it; every worker makes its own."""
     made = tmp_path_factory.mktemp("cpu")
-    assert run(["profile", "--points", str(POINTS), "-o", str(made / "cpu.db"), "--json"]) == 0
+    assert (
+        run(["profile", "--points", str(POINTS), "--visits", "1", "-o", str(made / "cpu.db"), "--json"]) == 0
+    )
     assert run(["fit", str(made / "cpu.db"), "-o", str(made / "cpu.costmodel"), "--json"]) == 0
     return made
 
 
 def test_profile_fit_evaluate_predict(hwsearch: Call, folder: Path) -> None:
     store, model = folder / "cpu.db", folder / "cpu.costmodel"
-    again = hwsearch("profile", "--points", POINTS, "-o", store, "--json").json
+    again = hwsearch("profile", "--points", POINTS, "--visits", 1, "-o", store, "--json").json
     _assert_documented(again, "profile")
     assert (again["measured"], again["skipped"], again["measurements"]) == (0, POINTS, POINTS)
 

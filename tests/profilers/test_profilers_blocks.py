@@ -63,7 +63,7 @@ def test_a_model_is_its_layers_and_its_frame() -> None:
     assert sum(block.state_bytes * n for block, n in counted.items()) == 2 * twice.cache_bytes(11, 4)
     space = space_named("postnas", _BASE)
     asked = blocks_of_space(space, [_DECODE, _PREFILL])
-    assert len(asked) == len(set(asked)) == 2 * (2 + len(space.choices))
+    assert len(asked) == len(set(asked)) == 2 * (1 + len(space.choices))
     assert working_set_bytes(space, _DECODE) > 0
 
 
