@@ -1,7 +1,7 @@
 """Does a supernet rank architectures as training them would? The targets of PostNAS on the tiny teacher, seed by seed.
 
     python benchmarks/postnas_tiny.py ranking   --work DIR --seed 0
-    python benchmarks/postnas_tiny.py placement --work DIR --seed 0
+    python benchmarks/postnas_tiny.py placement --work DIR --seed 0 [--full 1]
     python benchmarks/postnas_tiny.py report    --work DIR -o benchmarks/results/postnas_tiny.json
 
 Every step of a seed is written to DIR as it ends; the same command goes on with what is left, also after a kill.
@@ -16,8 +16,8 @@ for 10 times the supernet's steps per architecture, so that the 24 together cost
 supernet's scores of the 24 are compared with their scores after that (Kendall's tau), by every metric. The predictor
 is fitted to the supernet's scores of 60 other architectures and judged on those of 120 it has not seen.
 
-placement (target 2). Space: 2 full-attention layers of 8, the rest gated delta nets. Placements are searched by beam
-under each of three scores, and trained alone for as long as the rivals: uniform, first, last, and 10 at random.
+placement (target 2). Space: `--full` full-attention layers of 8, the rest gated delta nets. Placements are searched by
+beam under each of three scores, and trained alone for as long as the rivals: uniform, first, last, and 10 at random.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ CHOOSING, JUDGING = (16, 8), (60, 24)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
-PLACEMENT_STEPS = 70
-FULL, RANDOM = 2, 10
+PLACEMENT_STEPS = 25
+RANDOM = 10
 CONFIG = [
     ALONE,
     FITTED,
@@ -275,12 +275,12 @@ def ranking_summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def placement(seed: int, folder: Path, teacher: Path) -> None:
+def placement(seed: int, folder: Path, teacher: Path, *, full_layers: int) -> None:
     """Target 2 for one seed."""
 
     def two_kinds(space: SearchSpace) -> SearchSpace:
         kept = [i for i, kind in enumerate(space.kinds) if kind != "sliding_window_attention"]
-        return space.restrict(kept).limit("full_attention", CountLimit(at_most=FULL))
+        return space.restrict(kept).limit("full_attention", CountLimit(at_most=full_layers))
 
     bench = Bench(seed, folder, teacher, two_kinds)
     net = bench.supernet(bench.aligned())
@@ -297,17 +297,17 @@ def placement(seed: int, folder: Path, teacher: Path) -> None:
                     Objective(metric, cost=lambda g: scorer.objective(g, metric=metric), tier="expensive"),
                 ),
             )
-            found = beam_search(problem, start=np.full(layers, linear), choices=[full], steps=FULL)
+            found = beam_search(problem, start=np.full(layers, linear), choices=[full], steps=full_layers)
             return {"genome": list(found.path[-1][0]), "evaluations": found.evaluations}
 
         rivals[f"searched by {metric}"] = tuple(bench.steps.run(f"searched-{metric}", searched)["genome"])
     at = {
-        "uniform": [round((i + 0.5) * layers / FULL - 0.5) for i in range(FULL)],
-        "first": list(range(FULL)),
-        "last": list(range(layers - FULL, layers)),
+        "uniform": [round((i + 0.5) * layers / full_layers - 0.5) for i in range(full_layers)],
+        "first": list(range(full_layers)),
+        "last": list(range(layers - full_layers, layers)),
     }
     rng = np.random.default_rng(seed)
-    at |= {f"random {i}": rng.permutation(layers)[:FULL].tolist() for i in range(RANDOM)}
+    at |= {f"random {i}": rng.permutation(layers)[:full_layers].tolist() for i in range(RANDOM)}
     for name, where in at.items():
         rivals[name] = tuple(full if i in where else linear for i in range(layers))
     bench.steps.run("rivals", lambda: {name: list(genome) for name, genome in rivals.items()})
@@ -315,7 +315,7 @@ def placement(seed: int, folder: Path, teacher: Path) -> None:
         same = "".join(map(str, genome))
         found = bench.alone(net, genome, steps=PLACEMENT_STEPS, name=f"alone-{same}")
         print(f"seed {seed}: {name} {np.flatnonzero(np.array(genome) == full).tolist()} recall "
-              f"{found['score']['recall.accuracy']:.2f} {found['score']['recall.loss']:.3f}, "
+              f"{found['score']['recall.accuracy']:.2f} {found['score']['recall.loss']:.4f}, "
               f"mean accuracy {found['score']['mean_accuracy']:.3f}", flush=True)  # fmt: skip
     print(json.dumps(placement_summary(folder), indent=1), flush=True)
 
@@ -346,14 +346,17 @@ def report(work: Path, output: Path | None) -> None:
     found: dict[str, Any] = {"config": CONFIG}
     summaries: Mapping[str, Callable[[Path], dict[str, Any]]] = {
         "ranking": ranking_summary,
-        "placement": placement_summary,
+        "placement-1": placement_summary,
+        "placement-2": placement_summary,
     }
     for what, summary in summaries.items():
         found[what] = {folder.name: summary(folder) for folder in sorted((work / what).glob("seed*"))}
     if output:
         output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _print_ranking(found["ranking"])
-    _print_placement(found["placement"])
+    for what in ("placement-1", "placement-2"):
+        print(f"\n{what}")
+        _print_placement(found[what])
 
 
 def _print_ranking(seeds: Mapping[str, Mapping[str, Any]]) -> None:
@@ -399,17 +402,20 @@ def main() -> None:
     parser.add_argument("what", choices=["ranking", "placement", "report"])
     parser.add_argument("--work", type=Path, required=True, help="Folder for what each seed keeps.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", type=int, default=2, help="Full-attention layers of placement.")
     parser.add_argument("--teacher", type=Path, help="Checkpoint folder; the shipped teacher by default.")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     if given.what == "report":
         report(given.work, given.output)
         return
-    folder = given.work / given.what / f"seed{given.seed}"
+    what = given.what if given.what == "ranking" else f"placement-{given.full}"
+    folder = given.work / what / f"seed{given.seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    {"ranking": ranking, "placement": placement}[given.what](
-        given.seed, folder, given.teacher or teacher_folder()
-    )
+    if given.what == "ranking":
+        ranking(given.seed, folder, given.teacher or teacher_folder())
+    else:
+        placement(given.seed, folder, given.teacher or teacher_folder(), full_layers=given.full)
 
 
 if __name__ == "__main__":
