@@ -30,6 +30,7 @@ __all__ = ["Evolution"]
 
 _ATTEMPTS = 4  # how often a generation is topped up where children turn out to be known already
 _GUIDED = 0.75  # of a generation comes from the model, where there is one to trust
+_SEEN_OFTEN = 5  # evaluations of a choice in a layer that are enough to judge it by
 _INNER_POPULATION, _INNER_GENERATIONS = 100, 30
 
 
@@ -144,10 +145,13 @@ class Evolution:
     def _guided(self, guide: Guide, size: int) -> Genomes:
         """What the model proposes; before there is one, more genomes to learn it from.
 
-        Where evaluations are free half of these are left to the evolution, which alone would leave choices unknown.
+        Where evaluations are free half of these are left to the evolution, and all as soon as every choice was seen
+        often enough: alone it would leave choices unknown where there are many.
         """
         known = self.evaluations - self.failed
         if known < guide.first_fit:
+            if guide.tier == "free" and self._rarest() >= _SEEN_OFTEN:
+                return self._genomes[:0]
             share = size // 2 if guide.tier == "free" else size
             return self._even(min(share, guide.first_fit - known))
         if not guide.due(known):
@@ -156,6 +160,12 @@ class Evolution:
         costs = np.concatenate([costs for _, costs in self._batches])
         share = max(int(_GUIDED * size), 1)
         return guide.propose(genomes, costs, share, rng=self._rng)
+
+    def _rarest(self) -> int:
+        """How often the choice was evaluated, of all layers and choices allowed there, that was evaluated least."""
+        genomes = np.concatenate([genomes for genomes, _ in self._batches])
+        counts = [np.bincount(column, minlength=len(self.rules.allowed[0])) for column in genomes.T]
+        return int(np.array(counts)[self.rules.allowed].min())
 
     def tell(self, genomes: Genomes, costs: FloatArray) -> None:
         """Takes the costs (n, k) of the genomes (n, layers) that `ask` proposed, and selects.
