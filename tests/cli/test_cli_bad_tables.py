@@ -87,7 +87,7 @@ def test_rows_left_out_are_counted_by_every_command(hwsearch: Call, tmp_path: Pa
     fitted = hwsearch("fit", path, "-o", model, "--json").json
     imported = hwsearch("import", "aiconfigurator", path, "-o", store, "--json").json
     judged = hwsearch("evaluate", "h200-sxm", path, "--as-is", "--json").json
-    for content, section in ((fitted, "evaluate"), (imported, "import"), (judged, "evaluate")):
+    for content, section in ((fitted, "fit"), (imported, "import"), (judged, "evaluate")):
         _assert_documented(content, section)
         assert content["left_out"] == left_out
         assert content["merged"] == {"exact duplicates": 1}

@@ -122,6 +122,8 @@ def rows(directory: Path) -> list[Any]:
     """Everything but the time, in an order that does not depend on who was first."""
     with sqlite3.connect(directory / JOURNAL) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'evaluation'").fetchone():
+            return []  # killed between the file and its first table
         return connection.execute(
             "SELECT generation, position, genome, fidelity, seed, status, costs, violation, error "
             "FROM evaluation ORDER BY generation, position"
