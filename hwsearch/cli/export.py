@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from hwsearch.cli.output import console, emit_json, json_option, working
+from hwsearch.cli.output import console, emit_json, json_option, quiet_transformers, working
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.models import require_transformers
 from hwsearch.search.study import read_result
@@ -95,15 +95,12 @@ def command(*, source: str, form: str, pick: str | None, output: Path, as_json: 
 
 def _write_folder(output: Path, architecture: Architecture, form: str, *, source: Path) -> dict[str, Any]:
     """Write a model folder; the class it is for, whether that was built to check it, and whether it has weights."""
-    from transformers.utils import logging
-
     from hwsearch.models import native, runtimes
     from hwsearch.models.configuration import SHIM, SHIM_TEXT
     from hwsearch.models.folder import check_absent, new_folder
     from hwsearch.models.hybrid import hybrid_config
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     check_absent(output)
     built_here = (source / "config.json").is_file() and any(source.glob("*.safetensors"))
     if form == "native" and built_here:

@@ -11,7 +11,16 @@ from rich.console import Console
 
 from hwsearch.cli.importance import plot_importance
 from hwsearch.cli.options import device_option, seed_option, workload_option
-from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, table
+from hwsearch.cli.output import (
+    console,
+    emit_json,
+    json_option,
+    milliseconds,
+    note,
+    progress,
+    quiet_transformers,
+    table,
+)
 from hwsearch.errors import DependencyError, InputError
 from hwsearch.models import require_transformers
 from hwsearch.operators import DTYPE_BYTES
@@ -134,6 +143,7 @@ def command(
     from hwsearch.surrogate.teacher import TASKS, teacher_folder
     from hwsearch.surrogate.training import Recipe, Stage
 
+    quiet_transformers()
     bounds = tuple(parse_budget(text) for text in budgets)
     for bound in bounds:
         if bound.metric in COUNTED_KINDS:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hwsearch.cli.output import console, emit_json, milliseconds, progress, table
+from hwsearch.cli.output import console, emit_json, milliseconds, progress, quiet_transformers, table
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError
@@ -40,6 +40,7 @@ def search_supernet(
 ) -> None:
     """Search the space of the supernet in a folder and print the trade-offs."""
     require_transformers(purpose="a search with a supernet")
+    quiet_transformers()
     from hwsearch.pipeline.supernet_search import supernet_search
 
     task = supernet_search(

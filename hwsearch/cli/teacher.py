@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from hwsearch.cli.options import seed_option
-from hwsearch.cli.output import console, emit_json, json_option, note, progress, table, working
+from hwsearch.cli.output import (
+    console,
+    emit_json,
+    json_option,
+    note,
+    progress,
+    quiet_transformers,
+    table,
+    working,
+)
 from hwsearch.models import require_transformers
 from hwsearch.surrogate.teacher_recipe import TeacherRecipe
 
@@ -75,7 +84,7 @@ def train(
         steps=steps,
         seed=seed,
     )
-    _quiet()
+    quiet_transformers()
     from hwsearch.surrogate.teacher import train_teacher
 
     with progress() as bar:
@@ -112,7 +121,7 @@ def score(*, model: Path | None, tasks: Path | None, as_json: bool) -> None:
     so the figure is the one of training only under the same version of Python.
     """
     require_transformers(purpose="hwsearch teacher")
-    _quiet()
+    quiet_transformers()
     from hwsearch.surrogate.model_scores import ModelScores, load_model, score_tasks, text_loss
     from hwsearch.surrogate.tasks import EncodedTasks, read_tasks
     from hwsearch.surrogate.teacher import TASKS, teacher_folder, validation_text
@@ -202,11 +211,3 @@ def _show(folder: Path, scores: ModelScores, *, as_json: bool) -> None:
         note("no held-out text: the folder was not made by `hwsearch teacher train`")
     else:
         console().print(f"perplexity on held-out text {scores.perplexity:.2f} per token", soft_wrap=True)
-
-
-def _quiet() -> None:
-    """Leave reporting to our own progress."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
