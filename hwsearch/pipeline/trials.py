@@ -81,6 +81,9 @@ class Trials:
 
 def trial(trials: Trials, architecture: str, name: str, share: float) -> dict[str, Any]:
     """Train and score one candidate, given as JSON; what a worker process is asked to do."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # several workers share a terminal
     candidate = Architecture.from_json(architecture, source=name)
     net, tokens = trials.trained(candidate, name=name, share=share)
     score = trials.scored(net)
