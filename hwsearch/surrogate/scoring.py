@@ -184,7 +184,7 @@ class Scorer:
             tasks = self.tasks.score(log_probs_NT, hits_NT)
             return lambda seconds: Score(
                 tasks=tasks,
-                kl=float(kl[i] / tokens_seen),
+                kl=max(float(kl[i] / tokens_seen), 0.0),  # rounding may leave the teacher's own below
                 perplexity=math.exp(nll[i] / tokens_seen),
                 feature_mse=float(feature[i] / text_rows),
                 seconds=seconds,
