@@ -15,7 +15,6 @@ from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, ra
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.profilers.whole import open_whole
-from hwsearch.records import DeviceSpec
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, working_set_bytes
@@ -23,6 +22,7 @@ from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, NoMixer, SlidingWindowAttention
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload import Workload
+from tests.profilers.made_up import made_up_device
 
 _CPU = torch.device("cpu")
 _RULE = TimingRule(max_samples=3, min_seconds=0, warmup_seconds=0)
@@ -148,7 +148,7 @@ def test_blocks_are_measured_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     with Store.open(path, create=True) as store, LocalBench(BenchSetup(rule=_RULE)) as bench:
         name = bench.environment.device_name
-        store.add_device(_spec(name))
+        store.add_device(made_up_device(name))
         first = measure_all(store, bench, [], blocks=blocks, visits=2)
         again = measure_all(store, bench, [], blocks=blocks, visits=2)
         rows = store.blocks()
@@ -166,20 +166,6 @@ def test_blocks_are_measured_and_kept(tmp_path: Path) -> None:
 def _keys(path: Path) -> set[str]:
     with Store.open(path) as store:
         return store.keys()
-
-
-def _spec(name: str) -> DeviceSpec:
-    return DeviceSpec(
-        name=name,
-        device_name=name,
-        peak_flops=1e11,
-        bandwidth=1e10,
-        memory_bytes=1,
-        num_sms=1,
-        l2_bytes=1,
-        dtype="float32",
-        source="made up",
-    )
 
 
 def test_a_block_that_cannot_run_is_a_row() -> None:

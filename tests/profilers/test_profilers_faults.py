@@ -22,6 +22,7 @@ from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.profilers.worker import PROGRAM, Worker
 from hwsearch.records import DeviceSpec
+from tests.profilers.made_up import made_up_device
 
 _RULE = TimingRule(max_samples=3, min_seconds=0, warmup_seconds=0)
 _SETUP = BenchSetup(rule=_RULE)
@@ -54,17 +55,7 @@ _LEAVE = operator("rwkv7_decode", batch=1, num_heads=1, head_k_dim=8, head_v_dim
 def _device() -> DeviceSpec:
     """This machine's, so that nothing waits for the probe."""
     name = environment(torch_device("cpu")).device_name
-    return DeviceSpec(
-        name=name,
-        device_name=name,
-        peak_flops=1e11,
-        bandwidth=1e10,
-        memory_bytes=1,
-        num_sms=1,
-        l2_bytes=1,
-        dtype="float32",
-        source="made up",
-    )
+    return made_up_device(name)
 
 
 def _prepared(path: Path) -> Path:

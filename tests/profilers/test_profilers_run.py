@@ -17,7 +17,8 @@ from hwsearch.profilers.environment import environment, torch_device
 from hwsearch.profilers.run import Progress, Summary, contention, profile
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
-from hwsearch.records import DeviceSpec, Measurement
+from hwsearch.records import Measurement
+from tests.profilers.made_up import made_up_device
 
 _RULE = TimingRule(max_samples=3, min_seconds=0, warmup_seconds=0)
 _OPERATORS = [operator("gemm", m=m, n=8, k=8) for m in range(1, 13)]
@@ -40,19 +41,7 @@ def _with_device(path: Path) -> Store:
     """A store for writing that knows this machine's ceilings, so that no test waits for the probe."""
     store = Store.open(path, create=True)
     name = environment(torch_device("cpu")).device_name
-    store.add_device(
-        DeviceSpec(
-            name=name,
-            device_name=name,
-            peak_flops=1e11,
-            bandwidth=1e10,
-            memory_bytes=1,
-            num_sms=1,
-            l2_bytes=1,
-            dtype="float32",
-            source="made up",
-        )
-    )
+    store.add_device(made_up_device(name))
     return store
 
 
