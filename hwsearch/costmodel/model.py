@@ -46,10 +46,7 @@ _KEPT = tuple(field.name for field in fields(ModelState))
 def check_rows(kind: str, rows: int) -> None:
     """DataError where a kind has too few rows to fit and judge."""
     if rows < LEAST_ROWS:
-        raise DataError(
-            f"{kind}: {rows} measured operators; a fit needs at least {LEAST_ROWS}: measure more, for example with "
-            "`hwsearch profile --points 240` into the same store"
-        )
+        raise DataError(f"{kind}: {rows} measured operators; a fit needs at least {LEAST_ROWS}: measure more")
 
 
 @dataclass(frozen=True)
