@@ -60,5 +60,5 @@ def test_a_kind_with_few_rows_is_not_fitted_and_said_so(tmp_path: Path) -> None:
 
 def test_a_store_without_enough_of_anything_names_the_command_that_measures_more(tmp_path: Path) -> None:
     rows = load_rows(_stored(tmp_path / "a.db", *(_gemm(m) for m in range(1, 5))))
-    with pytest.raises(DataError, match="gemm has 4 measured operators.*at least 15.*hwsearch profile"):
+    with pytest.raises(DataError, match=r"gemm has 4 measured operators.*at least 15.*hwsearch profile"):
         rows.without_small(15)
