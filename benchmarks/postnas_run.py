@@ -52,6 +52,7 @@ def run(work: Path, teacher: Path, *, workload: str, share: float, seed: int, fu
         hwsearch("teacher", "data", "-o", data)
     if not model.exists():
         space_file(work / "space.json", teacher)
+        hwsearch("profile", "--device", "cpu", "--points", 240, "--visits", 1, "-o", work / "cpu.db")
         training = "prefill:batch=16,context=128"
         asked = [
             "--workload",

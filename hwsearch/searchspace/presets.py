@@ -197,7 +197,10 @@ def _all(base: Base) -> SpaceSpec:
     heads, d_k, d_v = _jet(base)
     kv = base.mixer.num_kv_heads
     return _spec(
-        description="Every mixer with its grid, and feed-forward widths; JetBlocks share one point of theirs.",
+        description=(
+            "Every mixer whose kernels the shipped cost models have measurements of, with its grid, and feed-forward "
+            "widths; JetBlocks share one point of theirs."
+        ),
         mixers=[
             {"kind": "full_attention", "num_kv_heads": [n for n in (kv, kv // 2, kv // 4) if n]},
             {"kind": "sliding_window_attention", "window": [512, 1024, _window(base)]},
@@ -229,7 +232,7 @@ PRESETS: Mapping[str, Preset] = {
         "few attention layers among delta-rule layers, as in Nemotron-Flash", _nemotron_flash
     ),
     "kv-sharing": Preset("attention that reads an earlier layer's keys and values", _kv_sharing),
-    "all": Preset("every mixer with its grid, and feed-forward widths", _all),
+    "all": Preset("every mixer of the shipped cost models with its grid, and feed-forward widths", _all),
 }
 
 
