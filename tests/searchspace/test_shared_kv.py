@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
+from hwsearch.costmodel.parallel import sharded
 from hwsearch.errors import DataError, InputError
 from hwsearch.search.exact import minimise
 from hwsearch.search.problem import Additive, Budget
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import BASES
+from hwsearch.searchspace.eager import eager_mixer
 from hwsearch.searchspace.mixers import (
     FullAttention,
     GatedDeltaNet,
@@ -59,6 +61,17 @@ def test_it_costs_an_attention_layer_less_keys_values_and_cache(
         ]
         assert ours[-1] == theirs[-1]
         assert theirs[0].dims[1] - ours[0].dims[1] == 2 * keys
+
+
+def test_eager_kernels_and_shards_lack_keys_and_values_too() -> None:
+    workload = Workload(phase="decode", batch=2, context=4096)
+    own, shared = (
+        eager_mixer(LayerSpec(mixer=mixer, ffn=BASE.ffn), 2048, workload) for mixer in (FULL, reading(FULL))
+    )
+    assert len(own) - len(shared) == 2 + 8 + 5, "two projections, the keys' norm, their rotary embedding"
+    shard = sharded(architecture(FULL, reading(FULL)), 4)
+    assert shard.kv_sources == (None, 0)
+    assert shard.layers[1].mixer == reading(FULL).replace(num_heads=4, num_kv_heads=2)
 
 
 def test_it_reads_the_nearest_layer_of_its_layout() -> None:
