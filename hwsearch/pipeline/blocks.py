@@ -203,7 +203,7 @@ def asked_blocks(space: SearchSpace, workloads: Iterable[Workload]) -> dict[Bloc
     if "shared_kv_attention" in space.kinds:
         raise InputError(
             "a shared_kv_attention layer reads another layer's cache and cannot be measured as a block of its own: "
-            "leave it out of the space to profile; its time is predicted from operators"
+            "leave it out of the space, or measure operators alone (--no-blocks), of which its time is the sum"
         )
     asked: dict[Block, int] = {}
     for workload in workloads:

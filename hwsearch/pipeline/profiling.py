@@ -124,6 +124,7 @@ class Profile:
             )
         check_stop(self.plan, self.stop)
         self._asked()
+        self.layers()
         if self.source is not None and self.plan != "active":
             raise InputError("--from tells an active plan where to start: add --plan active")
         if self.source is not None and self.source.dtype != self.dtype:
