@@ -12,7 +12,7 @@ from hwsearch.cli.output import console, emit_json, json_option, progress, quiet
 from hwsearch.cli.scores import score_json, score_table
 from hwsearch.errors import InputError
 from hwsearch.models import require_transformers
-from hwsearch.search.executors import ProcessExecutor
+from hwsearch.search.executors import ProcessExecutor, visible_devices
 from hwsearch.searchspace.references import architecture_named
 
 __all__ = ["command"]
@@ -34,9 +34,16 @@ __all__ = ["command"]
 )
 @click.option("--metric", default="mean_loss", show_default=True, help="TASK.accuracy, TASK.loss, kl, ...")
 @click.option("--items", type=click.IntRange(min=1), help="Of each task; default: all.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one by default.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The teacher, if it has moved.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="cpu, or a CUDA device such as cuda:0; repeat it for a process on each of several.",
+)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the candidates."
 )
@@ -51,9 +58,9 @@ def command(
     halving: int,
     metric: str,
     items: int | None,
-    workers: int,
+    workers: int | None,
     source: Path | None,
-    device: str,
+    devices: tuple[str, ...],
     output: Path,
     seed: int,
     as_json: bool,
@@ -69,6 +76,13 @@ def command(
     from hwsearch.surrogate.proxy import ProxyJob, ProxyResult, proxy_recipe, proxy_training
     from hwsearch.surrogate.supernet_folder import SupernetFolder
 
+    placed = [str(device_named(device)) for device in devices]
+    if len(devices) > 1:
+        if workers:
+            raise InputError(
+                f"--workers {workers} and several --device: each has one process, leave --workers out"
+            )
+        placed = ["cuda"]  # the only one that a process sees
     folder = SupernetFolder(supernet, checkpoint=source)
     settings = folder.settings
     per_step = settings.batch * settings.length * settings.recipe.accumulate
@@ -88,12 +102,13 @@ def command(
             steps=recipe.b.steps,
             output=output,
             items=items,
-            device=str(device_named(device)),
+            device=placed[0],
             checkpoint=source,
         )
         for genome in names
     ]
-    pool = ProcessExecutor(workers) if workers > 1 else nullcontext()
+    own = visible_devices(devices) if len(devices) > 1 else ()
+    pool = ProcessExecutor(workers or 1, devices=own) if own or (workers or 1) > 1 else nullcontext()
     with pool as executor, progress() as bar:
         row = bar.add_task("training candidates", total=None, status="")
 

@@ -196,7 +196,15 @@ def _time(row: BlockMeasurement) -> BlockTime:
 
 
 def asked_blocks(space: SearchSpace, workloads: Iterable[Workload]) -> dict[Block, int]:
-    """The blocks that a space's models are made of and a mix of them, and the bytes that a model goes through."""
+    """The blocks that a space's models are made of and a mix of them, and the bytes that a model goes through.
+
+    Raises InputError for a layer that cannot stand alone.
+    """
+    if "shared_kv_attention" in space.kinds:
+        raise InputError(
+            "a shared_kv_attention layer reads another layer's cache and cannot be measured as a block of its own: "
+            "leave it out of the space, or measure operators alone (--no-blocks), of which its time is the sum"
+        )
     asked: dict[Block, int] = {}
     for workload in workloads:
         blocks = blocks_of_space(space, [workload])

@@ -6,7 +6,6 @@ process alone writes to the store.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from hwsearch.profilers.rows import Row
 from hwsearch.profilers.run import Progress, Summary, measure_all, open_bench
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
-from hwsearch.search.executors import ProcessExecutor, WorkerLostError
+from hwsearch.search.executors import ProcessExecutor, WorkerLostError, visible_devices
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.block import Block
 from hwsearch.searchspace.presets import space_named
@@ -125,6 +124,7 @@ class Profile:
             )
         check_stop(self.plan, self.stop)
         self._asked()
+        self.layers()
         if self.source is not None and self.plan != "active":
             raise InputError("--from tells an active plan where to start: add --plan active")
         if self.source is not None and self.source.dtype != self.dtype:
@@ -266,7 +266,7 @@ class Profile:
         """Measure a batch on all devices, in pieces that go to whichever worker is free."""
         pieces = [batch[at : at + _PIECE] for at in range(0, len(batch), _PIECE)]
         on_cpu = self.devices[0] == "cpu"
-        visible = () if on_cpu else _visible(self.devices)
+        visible = () if on_cpu else visible_devices(self.devices)
         with ProcessExecutor(len(self.devices), devices=visible) as executor:
             setup = replace(self.setup, device="cpu" if on_cpu else "cuda:0")
             running = [
@@ -337,13 +337,6 @@ class Profile:
                 return shipped, f"the shipped cost model {name} ({shipped.runtime})"
         empty = CostModel(device=spec, runtime="", dtype=self.dtype, source="", seed=self.seed, families={})
         return empty, f"the roofline of {spec.name}: nothing measured, expect up to several times as long"
-
-
-def _visible(devices: Sequence[str]) -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES must say for each device, given what it says here."""
-    here = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    indices = [int(name.partition(":")[2] or 0) for name in devices]
-    return tuple(here[index] if here else str(index) for index in indices)
 
 
 @cache

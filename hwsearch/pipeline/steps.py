@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 
 __all__ = ["Steps"]
 
@@ -82,7 +82,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({error}): remove it, and its step runs again") from None
+        raise DataError(
+            f"cannot read {path} ({plainly(error)}): remove it, and its step runs again"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold a JSON object: remove it, and its step runs again")
     return content

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hwsearch.models.cache import HybridCache
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers.attention import AttentionState, SoftmaxAttention
+from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
@@ -116,7 +116,7 @@ def random_model(
     with torch.device(device):
         model = HybridForCausalLM(HybridConfig.of(architecture))
     for mixer in model.model.mixers:
-        if mixer is not None and not (isinstance(mixer, SoftmaxAttention) and backend in ("triton", "fla")):
+        if mixer is not None and not (isinstance(mixer, QueryAttention) and backend in ("triton", "fla")):
             mixer.backend = backend
     made: HybridForCausalLM = model.to(getattr(torch, dtype)).eval()
     return made

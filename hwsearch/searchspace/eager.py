@@ -24,6 +24,7 @@ from hwsearch.searchspace.mixers import (
     MixerSpec,
     NoMixer,
     RetNet,
+    SharedKVAttention,
     SlidingWindowAttention,
     elementwise,
     linear,
@@ -114,7 +115,7 @@ def _ffn(ffn: FFNSpec, hidden_size: int, w: Workload) -> tuple[Operator, ...]:
 
 def _mixer(mixer: MixerSpec, hidden_size: int, w: Workload) -> tuple[Operator, ...]:
     match mixer:
-        case FullAttention() | SlidingWindowAttention():
+        case FullAttention() | SlidingWindowAttention() | SharedKVAttention():
             return _softmax(mixer, hidden_size, w)
         case GatedDeltaNet():
             return _gated_delta_net(mixer, hidden_size, w)
@@ -139,13 +140,15 @@ def _only(kinds: tuple[str, ...], operators: tuple[Operator, ...]) -> Operator:
     return found
 
 
-def _softmax(m: FullAttention | SlidingWindowAttention, hidden: int, w: Workload) -> tuple[Operator, ...]:
-    queries, keys = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+def _softmax(
+    m: FullAttention | SlidingWindowAttention | SharedKVAttention, hidden: int, w: Workload
+) -> tuple[Operator, ...]:
+    queries = m.num_heads * m.head_dim
+    keys = () if isinstance(m, SharedKVAttention) else (m.num_kv_heads * m.head_dim,)
     return (
-        *(linear(w, hidden, width) for width in (queries, keys, keys)),
-        *(op for width in (queries, keys) if m.qk_norm for op in _norm(width, w)),
-        *_rotary(queries, w),
-        *_rotary(keys, w),
+        *(linear(w, hidden, width) for width in (queries, *keys, *keys)),
+        *(op for width in (queries, *keys) if m.qk_norm for op in _norm(width, w)),
+        *(op for width in (queries, *keys) for op in _rotary(width, w)),
         _only(("context_attention", "generation_attention"), m.lower(hidden, w)),
         linear(w, queries, hidden),
     )

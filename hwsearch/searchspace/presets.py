@@ -177,6 +177,22 @@ def _nemotron_flash(base: Base) -> SpaceSpec:
     )
 
 
+def _kv_sharing(base: Base) -> SpaceSpec:
+    window = _window(base)
+    return _spec(
+        description=(
+            "Attention layers with keys and values of their own, full or windowed, and ones that read an earlier "
+            "layer's, as in cross-layer attention (arXiv 2405.12981), YOCO (arXiv 2405.05254) and Gemma 3n."
+        ),
+        mixers=[
+            {"kind": "full_attention"},
+            {"kind": "sliding_window_attention", "window": window},
+            {"kind": "shared_kv_attention"},
+            {"kind": "shared_kv_attention", "window": window},
+        ],
+    )
+
+
 def _all(base: Base) -> SpaceSpec:
     heads, d_k, d_v = _jet(base)
     kv = base.mixer.num_kv_heads
@@ -215,6 +231,7 @@ PRESETS: Mapping[str, Preset] = {
     "nemotron-flash": Preset(
         "few attention layers among delta-rule layers, as in Nemotron-Flash", _nemotron_flash
     ),
+    "kv-sharing": Preset("attention that reads an earlier layer's keys and values", _kv_sharing),
     "all": Preset("every mixer of the shipped cost models with its grid, and feed-forward widths", _all),
 }
 

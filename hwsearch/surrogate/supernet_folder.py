@@ -25,7 +25,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
 from hwsearch.searchspace.architecture import Architecture
@@ -85,7 +85,7 @@ class SupernetFolder:
             version = content["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.folder} is no supernet ({error}): make one with `hwsearch supernet`"
+                f"{self.folder} is no supernet ({plainly(error)}): make one with `hwsearch supernet`"
             ) from None
         if version != _VERSION:
             raise DataError(f"{path} is of version {version}, not {_VERSION}: train the supernet again")
@@ -216,7 +216,7 @@ class SupernetFolder:
         try:
             found = supernet.alternatives.load_state_dict(load_file(str(path)), strict=False)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise DataError(f"cannot read {path}: {error}") from None
+            raise DataError(f"cannot read {path}: {plainly(error)}") from None
         if found.missing_keys or found.unexpected_keys:
             raise DataError(
                 f"{path} does not hold the mixers of the space in {_ABOUT}: train the supernet again"
@@ -331,7 +331,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the tokenizer of {checkpoint.folder}: {error}") from None
+        raise DataError(f"cannot read the tokenizer of {checkpoint.folder}: {plainly(error)}") from None
 
 
 def _hash(checkpoint: Checkpoint) -> str:

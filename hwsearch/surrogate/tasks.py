@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 
 __all__ = ["EncodedTasks", "Task", "TaskItem", "TaskScore", "read_tasks", "write_tasks"]
 
@@ -179,7 +179,7 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the task file {path}: {error}") from None
+        raise DataError(f"cannot read the task file {path}: {plainly(error)}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             name, item = _item(line, where=f"{path}, line {number}")
