@@ -65,6 +65,9 @@ def command(
     """
     require_transformers(purpose="hwsearch proxy")
     quiet_transformers()
+    import torch
+
+    from hwsearch.surrogate.candidate import CandidateTraining
     from hwsearch.surrogate.processes import device_named
     from hwsearch.surrogate.proxy import ProxyJob, ProxyResult, proxy_recipe, proxy_training
     from hwsearch.surrogate.supernet_folder import SupernetFolder
@@ -80,18 +83,16 @@ def command(
         if genome in names:
             raise InputError(f"{text} and {names[genome]} are the same architecture: leave one of them out")
         names[genome] = text
+    training = CandidateTraining(
+        supernet=supernet,
+        recipe=recipe,
+        items=items,
+        device=str(device_named(device)),
+        checkpoint=source,
+        threads=max(torch.get_num_threads() // workers, 1),
+    )
     jobs = [
-        ProxyJob(
-            supernet=supernet,
-            genome=genome,
-            recipe=recipe,
-            steps=recipe.b.steps,
-            output=output,
-            items=items,
-            device=str(device_named(device)),
-            checkpoint=source,
-        )
-        for genome in names
+        ProxyJob(training=training, genome=genome, steps=recipe.b.steps, output=output) for genome in names
     ]
     pool = ProcessExecutor(workers) if workers > 1 else nullcontext()
     with pool as executor, progress() as bar:
