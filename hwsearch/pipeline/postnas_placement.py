@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.pipeline.postnas_plan import Plan
 from hwsearch.pipeline.trials import score_content
-from hwsearch.search.beam import beam_search
+from hwsearch.search.beam import BeamResult, beam_search
 from hwsearch.search.problem import Objective, Problem
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.surrogate.layer_scores import LayerScores, layer_scores, linear_choice
@@ -21,7 +21,7 @@ from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.supernet_folder import SupernetFolder
 from hwsearch.surrogate.training import Progress
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "grown"]
 
 Genome = NDArray[np.int64]
 
@@ -70,25 +70,23 @@ class Placement:
     def full(self) -> Mapping[str, Any]:
         """The layers that keep full attention, all others linear."""
         start = np.full(self.space.num_layers, self.linear)
-        return self._beam(
-            self.space, start, kind="full_attention", steps=self.plan.full, metric=self.plan.objective
-        )
+        metric = self.plan.objective
+        found = grown(
+            start, kind="full_attention", count=self.plan.full, metric=metric, width=self.plan.width,
+            scorer=self._scorer(), space=self.space,
+        )  # fmt: skip
+        return _content(found, metric)
 
     def windows(self, genome: Genome) -> Mapping[str, Any]:
         """The layers that get sliding window attention, full attention (layers,) kept where it is."""
         if not self.plan.windows:
             return {"genome": genome.tolist(), "metric": None, "evaluations": 0, "path": []}
-        fixed = genome != self.linear
-        mask = np.ones_like(self.space.allowed_mask)
-        mask[fixed] = False
-        mask[np.flatnonzero(fixed), genome[fixed]] = True
-        return self._beam(
-            self.space.only(mask),
-            genome,
-            kind="sliding_window_attention",
-            steps=self.plan.windows,
-            metric=self.plan.window_objective,
-        )
+        metric = self.plan.window_objective
+        found = grown(
+            genome, kind="sliding_window_attention", count=self.plan.windows, metric=metric,
+            width=self.plan.width, scorer=self._scorer(), space=self.space,
+        )  # fmt: skip
+        return _content(found, metric)
 
     @property
     def linear(self) -> int:
@@ -100,26 +98,43 @@ class Placement:
             self.source.supernet(device=self.device), items=self.plan.items, text_rows=self.plan.text_rows
         )
 
-    def _beam(
-        self, space: SearchSpace, start: Genome, *, kind: str, steps: int, metric: str
-    ) -> Mapping[str, Any]:
-        scorer = self._scorer()
 
-        def cost(genomes: Genome) -> NDArray[np.float64]:
-            return scorer.objective(genomes, metric=metric)
+def grown(
+    genome: Genome,
+    *,
+    kind: str,
+    count: int,
+    metric: str,
+    width: int,
+    scorer: Scorer,
+    space: SearchSpace,
+) -> BeamResult:
+    """Beam search for the `count` linear layers of a genome (layers,) that get mixers of a kind; the others stay.
 
-        problem = Problem(space, objectives=(Objective(metric, cost=cost, tier="expensive"),))
-        found = beam_search(
-            problem, start=start, choices=[space.kinds.index(kind)], steps=steps, width=self.plan.width
-        )
-        genome, value = found.path[-1]
-        return {
-            "genome": list(genome),
-            "metric": metric,
-            "value": value,
-            "evaluations": found.evaluations,
-            "path": [[list(g), v] for g, v in found.path],
-            "best": [
-                [g, c] for g, c in zip(found.genomes[:10].tolist(), found.costs[:10, 0].tolist(), strict=True)
-            ],
-        }
+    metric: of `Score.value` under the scorer's supernet.
+    """
+    fixed = genome != linear_choice(space)
+    mask = space.allowed_mask.copy()
+    mask[fixed] = False
+    mask[np.flatnonzero(fixed), genome[fixed]] = True
+    inside = space.only(mask)
+
+    def cost(genomes: Genome) -> NDArray[np.float64]:
+        return scorer.objective(genomes, metric=metric)
+
+    problem = Problem(inside, objectives=(Objective(metric, cost=cost, tier="expensive"),))
+    return beam_search(problem, start=genome, choices=[space.kinds.index(kind)], steps=count, width=width)
+
+
+def _content(found: BeamResult, metric: str) -> Mapping[str, Any]:
+    genome, value = found.path[-1]
+    return {
+        "genome": list(genome),
+        "metric": metric,
+        "value": value,
+        "evaluations": found.evaluations,
+        "path": [[list(g), v] for g, v in found.path],
+        "best": [
+            [g, c] for g, c in zip(found.genomes[:10].tolist(), found.costs[:10, 0].tolist(), strict=True)
+        ],
+    }
