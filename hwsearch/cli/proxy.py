@@ -72,6 +72,9 @@ def command(
     """
     require_transformers(purpose="hwsearch proxy")
     quiet_transformers()
+    import torch
+
+    from hwsearch.surrogate.candidate import CandidateTraining
     from hwsearch.surrogate.processes import device_named
     from hwsearch.surrogate.proxy import ProxyJob, ProxyResult, proxy_recipe, proxy_training
     from hwsearch.surrogate.supernet_folder import SupernetFolder
@@ -94,21 +97,20 @@ def command(
         if genome in names:
             raise InputError(f"{text} and {names[genome]} are the same architecture: leave one of them out")
         names[genome] = text
-    jobs = [
-        ProxyJob(
-            supernet=supernet,
-            genome=genome,
-            recipe=recipe,
-            steps=recipe.b.steps,
-            output=output,
-            items=items,
-            device=placed[0],
-            checkpoint=source,
-        )
-        for genome in names
-    ]
     own = visible_devices(devices) if len(devices) > 1 else ()
-    pool = ProcessExecutor(workers or 1, devices=own) if own or (workers or 1) > 1 else nullcontext()
+    processes = len(own) or workers or 1
+    training = CandidateTraining(
+        supernet=supernet,
+        recipe=recipe,
+        items=items,
+        device=placed[0],
+        checkpoint=source,
+        threads=max(torch.get_num_threads() // processes, 1),
+    )
+    jobs = [
+        ProxyJob(training=training, genome=genome, steps=recipe.b.steps, output=output) for genome in names
+    ]
+    pool = ProcessExecutor(processes, devices=own) if processes > 1 else nullcontext()
     with pool as executor, progress() as bar:
         row = bar.add_task("training candidates", total=None, status="")
 

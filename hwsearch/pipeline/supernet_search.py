@@ -18,7 +18,7 @@ import numpy as np
 from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.search_task import cost_budget, count_limits, latency_cost, memory_cost
+from hwsearch.pipeline.search_task import cost_budgets, count_limits, latency_cost, memory_cost
 from hwsearch.search.evaluation import Measured
 from hwsearch.search.executors import Executor
 from hwsearch.search.fidelity import FidelityResult, Round, fidelity_search
@@ -165,11 +165,7 @@ def supernet_search(
             Objective(metric, cost=Measured(replace(loss, device=worker_device)), tier="expensive"),
             Objective("latency", unit="ms", cost=latency),
         ),
-        budgets=tuple(
-            cost_budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
-            for spec in budgets
-            if spec.metric in ("latency", "memory", "throughput")
-        ),
+        budgets=cost_budgets(budgets, latency=latency, memory=memory, tokens=workload.tokens),
     )
     return SupernetSearch(
         problem=problem,

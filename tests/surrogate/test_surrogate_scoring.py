@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.importance import load_sweep
 from hwsearch.surrogate.layer_scores import layer_scores, linear_choice
 from hwsearch.surrogate.proxy import ProxyJob, proxy_recipe, proxy_training, run_proxy, rungs
@@ -248,10 +249,8 @@ def test_rungs() -> None:
 def _jobs(folder: SupernetFolder, output: Path, steps: int) -> list[ProxyJob]:
     recipe = proxy_recipe(RECIPE, steps=steps)
     genomes = [(DELTA, FULL, DELTA), (FULL, DELTA, DELTA), (DELTA, DELTA, FULL), (DELTA, WINDOW, DELTA)]
-    return [
-        ProxyJob(supernet=folder.folder, genome=genome, recipe=recipe, steps=steps, output=output)
-        for genome in genomes
-    ]
+    training = CandidateTraining(supernet=folder.folder, recipe=recipe)
+    return [ProxyJob(training=training, genome=genome, steps=steps, output=output) for genome in genomes]
 
 
 def test_halving_goes_on_with_the_best(folder: SupernetFolder, tmp_path: Path) -> None:
