@@ -23,6 +23,7 @@ from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
+from hwsearch.models.mixers.shared_kv import SharedKVAttention
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
 from hwsearch.searchspace.block import Block
@@ -226,6 +227,8 @@ def _after(
 ) -> MixerState:
     """A mixer's state after all tokens of the context but the last, with random content."""
     past = workload.context - 1
+    if isinstance(mixer, SharedKVAttention):
+        return state  # it keeps nothing: the layer that it reads is filled
     if isinstance(state, AttentionState) and isinstance(mixer, SoftmaxAttention):
         # A window keeps no more than what its next query sees beside itself.
         kept = min(past, mixer.window - 1) if mixer.window else past

@@ -135,9 +135,7 @@ def search(
     population = population or begun.get("population")
     if population is None:
         population = POPULATION if evaluations is None else min(max(evaluations // 40, 20), POPULATION)
-    engine: dict[str, int | str] = {"population": population, "seed": seed}
-    if solver != "auto":
-        engine["solver"] = solver
+    engine: dict[str, int | str] = {"solver": solver, "population": population, "seed": seed}
     evaluate = evaluate or problem.costs
     if study:
         study.bind("engine", engine)

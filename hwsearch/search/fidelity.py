@@ -47,7 +47,7 @@ _DRAWS = 6  # of the model's tables, each minimised exactly
 _PRIORS = 4  # random objectives whose trade-offs make the first candidates
 _CAUTION = 1.0  # standard deviations below the mean that are hoped for
 _PROBED = 512  # genomes drawn to see whether a space is so small that all of it can be measured
-_MODELLED = 2.0  # genomes measured for each layer before there is a model
+_MODELLED = 2  # genomes measured for each layer before there is a model
 _PAIRED = 4  # genomes measured at both fidelities before a line is drawn through them
 
 

@@ -309,7 +309,7 @@ def _differences(stored: Any, given: Any, path: str = "") -> Iterator[tuple[str,
             if key in stored and key in given:
                 yield from _differences(stored[key], given[key], f"{path}{key}.")
             else:
-                before, now = (json.dumps(v[key]) if key in v else "the default" for v in (stored, given))
+                before, now = (json.dumps(v[key]) if key in v else "nothing" for v in (stored, given))
                 yield f"{path}{key}", before, now
     elif stored != given:
         yield path.rstrip("."), json.dumps(stored), json.dumps(given)
