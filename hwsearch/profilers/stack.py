@@ -13,7 +13,6 @@ given back at once would be found warm.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.attention import AttentionState, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
+from hwsearch.profilers.sampling import Runnable
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
 from hwsearch.searchspace.block import Block
@@ -30,23 +30,10 @@ from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["Runnable", "block_runnable", "model_runnable", "random_model", "stack_height"]
+__all__ = ["block_runnable", "model_runnable", "random_model", "stack_height"]
 
 _MOST_COPIES = 64
 _SEEN = 8  # tokens a recurrent mixer has seen before its decode step: its state is full after any
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """`function` does the work of `copies` blocks (1: a model). `kernel` is known after the first call.
-
-    state_bytes: kept between calls by one block or the model.
-    """
-
-    function: Callable[[], object]
-    kernel: Callable[[], str]
-    copies: int
-    state_bytes: int
 
 
 def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
@@ -143,7 +130,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
             _rewind(filled)
             run(hidden_BTD, last_BT)
 
-        return Runnable(decode, _kernels(mixers), copies, _bytes(filled) // copies)
+        return _runnable(decode, mixers, filled, copies=copies)
 
     pieces = [
         (
@@ -158,7 +145,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
         for piece_BTD, positions_BT in pieces:
             run(piece_BTD, positions_BT)
 
-    return Runnable(prefill, _kernels(mixers), copies, _bytes(filled) // copies)
+    return _runnable(prefill, mixers, filled, copies=copies)
 
 
 def model_runnable(
@@ -185,7 +172,7 @@ def model_runnable(
             ).logits
             return logits
 
-        return Runnable(decode, _kernels(mixers), 1, _bytes(filled))
+        return _runnable(decode, mixers, filled, copies=1)
 
     pieces = [ids_BT[:, step.past : step.past + step.context] for step in workload.passes]
 
@@ -195,11 +182,22 @@ def model_runnable(
         for piece_BT in pieces:
             model(input_ids=piece_BT, past_key_values=held[0], use_cache=True, logits_to_keep=1)
 
-    return Runnable(prefill, _kernels(mixers), 1, _bytes(filled))
+    return _runnable(prefill, mixers, filled, copies=1)
 
 
-def _kernels(mixers: Sequence[Mixer | None]) -> Callable[[], str]:
-    return lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch"
+def _runnable(
+    function: Callable[[], object],
+    mixers: Sequence[Mixer | None],
+    filled: Sequence[MixerState | None],
+    *,
+    copies: int,
+) -> Runnable:
+    return Runnable(
+        function=function,
+        kernel=lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch",
+        copies=copies,
+        state_bytes=sum(state.bytes for state in filled if state is not None) // copies,
+    )
 
 
 def _empty(
@@ -248,7 +246,3 @@ def _rewind(states: Sequence[MixerState | None]) -> None:
     for state in states:
         if isinstance(state, AttentionState) and state.room is not None:
             state.room.filled = state.k_BHSD.shape[2]
-
-
-def _bytes(states: Sequence[MixerState | None]) -> int:
-    return sum(state.bytes for state in states if state is not None)

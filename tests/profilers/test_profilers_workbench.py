@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from hwsearch.operators import KINDS, Operator, operator
-from hwsearch.profilers import workbench
+from hwsearch.profilers import tasks
 from hwsearch.profilers.environment import environment
+from hwsearch.profilers.tasks import needed_bytes
 from hwsearch.profilers.timing import CpuTimer, TimingRule
-from hwsearch.profilers.workbench import Workbench, needed_bytes
+from hwsearch.profilers.workbench import Workbench
 
 _CPU = torch.device("cpu")
 _BENCH = Workbench(
@@ -132,7 +133,7 @@ def _raising(error: BaseException) -> Callable[[object, object], object]:
 def test_failures_become_rows(
     error: Exception, status: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench, "_BUILDERS", {"gemm": _raising(error)})
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
     row = _BENCH.measure(_GEMM)
     assert (row.status, row.samples_ms) == (status, ())
     assert row.reason.startswith(reason)
@@ -141,7 +142,7 @@ def test_failures_become_rows(
 
 @pytest.mark.parametrize("error", [KeyError("defect"), KeyboardInterrupt()])
 def test_defects_and_interrupts_are_not_rows(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "_BUILDERS", {"gemm": _raising(error)})
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
     with pytest.raises(type(error)):
         _BENCH.measure(_GEMM)
 
