@@ -230,10 +230,8 @@ def _after(
         shape = (workload.batch, mixer.num_kv_heads, kept, mixer.head_dim)
         keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
         seen_B = torch.full((workload.batch,), past, device=device)
-        if mixer.window:
-            return AttentionState(keys, values, seen_B)
-        keys, values, room = state.extended(keys, values)
-        return AttentionState(keys, values, seen_B, None, room)
+        keys, values, room, start = state.extended(keys, values)
+        return AttentionState(keys, values, seen_B, None, room, start)
     hidden_size = next(part.in_features for part in mixer.modules() if isinstance(part, nn.Linear))
     tokens = torch.randn(workload.batch, min(_SEEN, max(past, 1)), hidden_size, device=device, dtype=dtype)
     after: MixerState | None = mixer(tokens, state=state)[1]
@@ -245,4 +243,4 @@ def _rewind(states: Sequence[MixerState | None]) -> None:
     """Let the next step write where the last one wrote: its token is forgotten."""
     for state in states:
         if isinstance(state, AttentionState) and state.room is not None:
-            state.room.filled = state.k_BHSD.shape[2]
+            state.room.filled = state.start + state.k_BHSD.shape[2]
