@@ -13,7 +13,6 @@ given back at once would be found warm.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
 from hwsearch.models.mixers.shared_kv import SharedKVAttention
+from hwsearch.profilers.sampling import Runnable
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
 from hwsearch.searchspace.block import Block
@@ -31,23 +31,10 @@ from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["Runnable", "block_runnable", "model_runnable", "random_model", "stack_height"]
+__all__ = ["block_runnable", "model_runnable", "random_model", "stack_height"]
 
 _MOST_COPIES = 64
 _SEEN = 8  # tokens a recurrent mixer has seen before its decode step: its state is full after any
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """`function` does the work of `copies` blocks (1: a model). `kernel` is known after the first call.
-
-    state_bytes: kept between calls by one block or the model.
-    """
-
-    function: Callable[[], object]
-    kernel: Callable[[], str]
-    copies: int
-    state_bytes: int
 
 
 def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
@@ -144,7 +131,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
             _rewind(filled)
             run(hidden_BTD, last_BT)
 
-        return Runnable(decode, _kernels(mixers), copies, _bytes(filled) // copies)
+        return _runnable(decode, mixers, filled, copies=copies)
 
     pieces = [
         (
@@ -159,7 +146,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
         for piece_BTD, positions_BT in pieces:
             run(piece_BTD, positions_BT)
 
-    return Runnable(prefill, _kernels(mixers), copies, _bytes(filled) // copies)
+    return _runnable(prefill, mixers, filled, copies=copies)
 
 
 def model_runnable(
@@ -186,7 +173,7 @@ def model_runnable(
             ).logits
             return logits
 
-        return Runnable(decode, _kernels(mixers), 1, _bytes(filled))
+        return _runnable(decode, mixers, filled, copies=1)
 
     pieces = [ids_BT[:, step.past : step.past + step.context] for step in workload.passes]
 
@@ -196,11 +183,22 @@ def model_runnable(
         for piece_BT in pieces:
             model(input_ids=piece_BT, past_key_values=held[0], use_cache=True, logits_to_keep=1)
 
-    return Runnable(prefill, _kernels(mixers), 1, _bytes(filled))
+    return _runnable(prefill, mixers, filled, copies=1)
 
 
-def _kernels(mixers: Sequence[Mixer | None]) -> Callable[[], str]:
-    return lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch"
+def _runnable(
+    function: Callable[[], object],
+    mixers: Sequence[Mixer | None],
+    filled: Sequence[MixerState | None],
+    *,
+    copies: int,
+) -> Runnable:
+    return Runnable(
+        function=function,
+        kernel=lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch",
+        copies=copies,
+        state_bytes=sum(state.bytes for state in filled if state is not None) // copies,
+    )
 
 
 def _empty(
@@ -235,10 +233,8 @@ def _after(
         shape = (workload.batch, mixer.num_kv_heads, kept, mixer.head_dim)
         keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
         seen_B = torch.full((workload.batch,), past, device=device)
-        if mixer.window:
-            return AttentionState(keys, values, seen_B)
-        keys, values, room = state.extended(keys, values)
-        return AttentionState(keys, values, seen_B, None, room)
+        keys, values, room, start = state.extended(keys, values)
+        return AttentionState(keys, values, seen_B, None, room, start)
     hidden_size = next(part.in_features for part in mixer.modules() if isinstance(part, nn.Linear))
     tokens = torch.randn(workload.batch, min(_SEEN, max(past, 1)), hidden_size, device=device, dtype=dtype)
     after: MixerState | None = mixer(tokens, state=state)[1]
@@ -250,8 +246,4 @@ def _rewind(states: Sequence[MixerState | None]) -> None:
     """Let the next step write where the last one wrote: its token is forgotten."""
     for state in states:
         if isinstance(state, AttentionState) and state.room is not None:
-            state.room.filled = state.k_BHSD.shape[2]
-
-
-def _bytes(states: Sequence[MixerState | None]) -> int:
-    return sum(state.bytes for state in states if state is not None)
+            state.room.filled = state.start + state.k_BHSD.shape[2]

@@ -91,6 +91,7 @@ def test_every_layer_runs_as_a_stack_again_and_again(layer: LayerSpec, workload:
         runnable.function()
     assert runnable.copies == 3
     assert runnable.kernel()
+    assert runnable.state_bytes is not None
     if workload.phase == "decode":
         # The state before the last token, which is not in yet; softmax attention keeps a position beside it.
         token = (
