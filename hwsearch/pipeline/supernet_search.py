@@ -30,7 +30,8 @@ from hwsearch.searchspace.space import Genomes, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.predictor import LEAST_SCORES, Predictor
 from hwsearch.surrogate.scoring import Score, Scorer
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_content
+from hwsearch.surrogate.space_json import space_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
 
 __all__ = ["SupernetLoss", "SupernetSearch", "supernet_search"]
 

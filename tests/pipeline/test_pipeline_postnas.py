@@ -16,7 +16,8 @@ from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.pipeline.postnas import Plan, Postnas
+from hwsearch.pipeline.postnas import Postnas
+from hwsearch.pipeline.postnas_plan import Plan
 from hwsearch.pipeline.postnas_report import write_report
 from hwsearch.search.executors import InlineExecutor
 from hwsearch.searchspace.architecture import Architecture
@@ -24,7 +25,7 @@ from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import load_sweep
 from hwsearch.surrogate.supernet import Supernet
-from hwsearch.surrogate.supernet_folder import SupernetSettings
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Recipe, Stage
 from tests.surrogate.tiny_supernet import teacher, write_task_items, write_text
 

@@ -16,7 +16,8 @@ from hwsearch.surrogate.distil import LossWeights, local_losses, path_losses
 from hwsearch.surrogate.processes import device_named
 from hwsearch.surrogate.proxy import ProxyJob, proxy_recipe, run_proxy
 from hwsearch.surrogate.supernet import Supernet
-from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings
+from hwsearch.surrogate.supernet_folder import SupernetFolder
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from tests.surrogate.tiny_supernet import (
     DELTA,
     RECIPE,
