@@ -23,8 +23,8 @@ import tiny_recipes
 from hwsearch.surrogate.teacher import teacher_folder
 
 
-def report(work: Path, output: Path | None) -> None:
-    """All finished seeds of all targets: JSON to a file, Markdown to the screen."""
+def report(work: Path, output: Path | None, plot: Path | None) -> None:
+    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target."""
     found: dict[str, Any] = {"ranking": {}, "recipes": {}}
     for seed in _seeds(work / tiny_ranking.TARGET):
         found["ranking"][f"seed{seed}"] = tiny_ranking.summary(work, seed)
@@ -43,6 +43,8 @@ def report(work: Path, output: Path | None) -> None:
         print(f"\n{name}")
         if seeds:
             shows.get(name, tiny_placement.show)(seeds)
+        if seeds and plot and name not in shows:
+            tiny_placement.plot(seeds, plot.with_stem(f"{plot.stem}-{name}"))
 
 
 def _seeds(folder: Path) -> list[int]:
@@ -58,10 +60,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=2, help="Sliding-window layers of placement.")
     parser.add_argument("--teacher", type=Path, help="Checkpoint folder; the shipped teacher by default.")
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="Picture of the report, .png or .svg.")
     given = parser.parse_args()
     teacher = given.teacher or teacher_folder()
     if given.what == "report":
-        report(given.work, given.output)
+        report(given.work, given.output, given.plot)
     elif given.what == "ranking":
         tiny_ranking.run(given.work, given.seed, teacher)
     elif given.what == "recipes":
