@@ -6,7 +6,7 @@ process alone writes to the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hwsearch.costmodel.devices import completed
@@ -120,17 +120,14 @@ class Profile:
         workloads = [each for text in self.workloads for each in read_workloads(text)]
         return spaces, list(dict.fromkeys(workloads))
 
-    def layers(self) -> dict[Block, int]:
-        """The blocks that a grid measures, with the memory that their models go through."""
-        found: dict[Block, int] = {}
+    def layers(self, spec: DeviceSpec) -> list[Block]:
+        """The blocks that a grid measures on a device."""
         if not self.blocks or self.plan != "grid":
-            return found
+            return []
         spaces, workloads = self._asked()
         own = [each.replace(dtype=self.dtype) for each in workloads]
-        for space in spaces:
-            for block, rotated in asked_blocks(space, own).items():
-                found[block] = max(rotated, found.get(block, 0))
-        return found
+        asked = (asked_blocks(space, own, device=spec) for space in spaces)
+        return list(dict.fromkeys(block for blocks in asked for block in blocks))
 
     def run(
         self,
@@ -153,7 +150,7 @@ class Profile:
         measure_all(store, bench, ())  # the device's ceilings
         spec = completed(spec_of(store, bench))
         demand, too_large = self.demand(spec)
-        layers = self.layers()
+        layers = self.layers(spec)
         before = {row.operator for row in self.done(store, bench)} & set(demand.operators)
         goal = min(len(demand), self.stop.points or len(demand)) + len(layers)
         visits, warnings = self.visits * len(before), list[str]()
@@ -165,7 +162,7 @@ class Profile:
                 total = max(self.visits * goal, visits)
                 on_progress(Progress(done=visits, total=total, measurement=row))
 
-        def measure(batch: Sequence[Operator], blocks: Mapping[Block, int] | None = None) -> Summary:
+        def measure(batch: Sequence[Operator], blocks: Iterable[Block] = ()) -> Summary:
             summary = measure_all(
                 store,
                 bench,
