@@ -72,7 +72,7 @@ def test_blocks_are_asked_for_at_the_sizes_of_the_space_and_no_larger_than_a_dev
     cut = {
         block.pass_bytes for block in asked_blocks(_SPACE, [_DECODE], device=small) if block.part == "frame"
     }
-    assert max(size for size in cut if size is not None) == 4 << 20 < sizes[-1]
+    assert max(size for size in cut if size is not None) <= 4 << 20 < sizes[-1]
 
 
 def test_a_model_is_predicted_at_what_it_goes_through() -> None:
