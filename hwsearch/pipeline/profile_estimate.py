@@ -79,7 +79,7 @@ def estimate(profile: Profile, path: Path) -> Estimate:
         done=done,
         too_large=too_large,
         points=points,
-        blocks=len(profile.layers()),
+        blocks=len(profile.layers(spec)),
         kinds=dict(sorted(Counter(one.kind for one in left.operators).items())),
         overhead_s=overhead,
         seconds_per_point=each,

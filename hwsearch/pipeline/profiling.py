@@ -6,7 +6,7 @@ process alone writes to the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hwsearch.costmodel.devices import completed
@@ -14,7 +14,7 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator
 from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, check_stop, run_plan
-from hwsearch.pipeline.blocks import asked_blocks
+from hwsearch.pipeline.blocks import asked_blocks, check_standing_alone
 from hwsearch.pipeline.demand import Demand, demand_of, spread_demand
 from hwsearch.pipeline.profile_workers import Piecework, local_workers, share_out
 from hwsearch.profilers.bench import Bench, BenchSetup
@@ -95,8 +95,9 @@ class Profile:
                 "--space needs --base and at least one --workload, for example decode:batch=1..64,context=1k..32k"
             )
         check_stop(self.plan, self.stop)
-        self._asked()
-        self.layers()
+        for space in self._asked()[0]:
+            if self._whole:
+                check_standing_alone(space)
         if self.source is not None and self.plan != "active":
             raise InputError("--from tells an active plan where to start: add --plan active")
         if self.source is not None and self.source.dtype != self.dtype:
@@ -121,17 +122,18 @@ class Profile:
         workloads = [each for text in self.workloads for each in read_workloads(text)]
         return spaces, list(dict.fromkeys(workloads))
 
-    def layers(self) -> dict[Block, int]:
-        """The blocks that a grid measures, with the memory that their models go through."""
-        found: dict[Block, int] = {}
-        if not self.blocks or self.plan != "grid":
-            return found
+    @property
+    def _whole(self) -> bool:
+        return self.blocks and self.plan == "grid"
+
+    def layers(self, spec: DeviceSpec) -> list[Block]:
+        """The blocks that a grid measures on a device."""
+        if not self._whole:
+            return []
         spaces, workloads = self._asked()
         own = [each.replace(dtype=self.dtype) for each in workloads]
-        for space in spaces:
-            for block, rotated in asked_blocks(space, own).items():
-                found[block] = max(rotated, found.get(block, 0))
-        return found
+        asked = (asked_blocks(space, own, device=spec) for space in spaces)
+        return list(dict.fromkeys(block for blocks in asked for block in blocks))
 
     def run(
         self,
@@ -154,7 +156,7 @@ class Profile:
         measure_all(store, bench, ())  # the device's ceilings
         spec = completed(spec_of(store, bench))
         demand, too_large = self.demand(spec)
-        layers = self.layers()
+        layers = self.layers(spec)
         before = {row.operator for row in self.done(store, bench)} & set(demand.operators)
         goal = min(len(demand), self.stop.points or len(demand)) + len(layers)
         visits, warnings = self.visits * len(before), list[str]()
@@ -166,7 +168,7 @@ class Profile:
                 total = max(self.visits * goal, visits)
                 on_progress(Progress(done=visits, total=total, measurement=row))
 
-        def measure(batch: Sequence[Operator], blocks: Mapping[Block, int] | None = None) -> Summary:
+        def measure(batch: Sequence[Operator], blocks: Iterable[Block] = ()) -> Summary:
             summary = measure_all(
                 store,
                 bench,

@@ -59,7 +59,7 @@ class Bench(Protocol):
         """The row of a subject without its outcome: its key is already the one it will have."""
         ...
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
         """One visit to a subject; what cannot run is a row whose status and reason say so."""
         ...
 
@@ -114,8 +114,8 @@ class LocalBench:
     def pending(self, subject: Subject) -> Row:
         return self.workbench.pending(subject)
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
-        return self.workbench.measure(subject, rotate_bytes=rotate_bytes, visit=visit)
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
+        return self.workbench.measure(subject, visit=visit)
 
     def release(self) -> None:
         self.workbench.release()

@@ -1,9 +1,9 @@
 """Blocks and whole models as something to time: modules with random weights, their caches filled, one call each.
 
 A layer is timed as a stack of copies with weights and caches of their own, run one after the other as the layers of a
-model are; a sample is the stack's time over its height. The stack is as high as it takes to go through as much memory
-as a model of the search space does in one pass: each copy then finds its weights and its cache as far away as a layer
-finds them in a model. A single layer in a loop would find them in the caches.
+model are; a sample is the stack's time over its height. The stack is as high as it takes to go through the memory that
+the block is to be measured among: each copy then finds its weights and its cache as far away as a layer finds them in
+a model of that size. A single layer in a loop would find them in the caches.
 
 A decode step is taken at exactly the workload's context: attention's cache is rewound before every call, so that no
 step finds a longer one and none pays for a new buffer. States live until the next call, as in a model: memory that is
@@ -31,21 +31,9 @@ from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["block_runnable", "model_runnable", "random_model", "stack_height"]
+__all__ = ["block_runnable", "model_runnable", "random_model"]
 
-_MOST_COPIES = 64
 _SEEN = 8  # tokens a recurrent mixer has seen before its decode step: its state is full after any
-
-
-def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
-    """Copies that together hold `rotate_bytes`, as far as `most_bytes` of memory go; at least one.
-
-    rotate_bytes: what a model goes through in one pass.
-    """
-    if not block.layers:
-        return 1
-    each = block.weight_bytes + block.state_bytes
-    return max(1, min(_MOST_COPIES, round(rotate_bytes / each), int(most_bytes / each)))
 
 
 def block_runnable(

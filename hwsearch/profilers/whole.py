@@ -28,6 +28,7 @@ from hwsearch.searchspace.workload import Workload
 
 __all__ = ["WholeModel", "WholeTime", "open_whole"]
 
+_MAX_SECONDS = 2.0  # of samples, per visit: a whole prefill is slower than a block's
 _CLOSE = 0.03  # bisecting the batch ends when the bounds are this close
 _MOST_BATCH = 1 << 20
 
@@ -151,7 +152,7 @@ def open_whole(
     sampler = Sampler(
         device,
         timer=timer,
-        rule=rule or replace(TimingRule(), max_seconds=1.0),
+        rule=rule or replace(TimingRule(), max_seconds=_MAX_SECONDS),
         execution=execution,
         monitor=monitor_of(device),
         reference=Reference(device, timer=timer),

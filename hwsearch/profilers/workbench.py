@@ -14,7 +14,7 @@ import torch
 
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator
-from hwsearch.profilers.environment import available_bytes, cache_bytes
+from hwsearch.profilers.environment import available_bytes
 from hwsearch.profilers.monitor import Monitor
 from hwsearch.profilers.rows import Row, Subject, pending_row, row_of
 from hwsearch.profilers.sampling import Outcome, Reference, Sampler
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Workbench"]
 
-_L2_TIMES = 8
 _STACK_SHARE = 0.4  # of available memory that a stack's weights and states may take
 _MOST_FLUSHED = 1 << 29  # bytes read between two calls of a frame
 _SHARE = 0.9  # of available memory that an operator may need: libraries have workspaces of their own
@@ -63,21 +62,22 @@ class Workbench:
             execution=self.execution,
         )
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
         """One visit to a subject; what cannot run is a row whose status and reason say so.
 
-        rotate_bytes: memory that a block's stack goes through. visit: how often the subject was measured before in
-        this run; every visit draws other inputs. Raises InputError for a block in another dtype than the workbench's.
+        visit: how often the subject was measured before in this run; every visit draws other inputs. Raises InputError
+        for a block in another dtype than the workbench's.
         """
         if isinstance(subject, Block) and subject.workload.dtype != self.dtype:
             raise InputError(
                 f"the block {subject} is in {subject.workload.dtype} and the profile in {self.dtype}: use one dtype"
             )
         try:
-            if isinstance(subject, Operator):
-                outcome = self._operator(subject, visit)
-            else:
-                outcome = self._block(subject, rotate_bytes, visit)
+            match subject:
+                case Operator():
+                    outcome = self._operator(subject, visit)
+                case Block():
+                    outcome = self._block(subject, visit)
         except (InputError, RuntimeError, MemoryError) as error:
             status, reason = _failure(error)
             return self._row(subject, {"samples_ms": (), "kernel": "", "status": status, "reason": reason})
@@ -114,24 +114,21 @@ class Workbench:
         draw = Draw(self.device, getattr(torch, self.dtype), generator, self.backend)
         return self._sampler.visit(lambda: operator_runnable(operator, draw))
 
-    def _block(self, block: Block, rotate_bytes: int, visit: int) -> Outcome:
-        from hwsearch.profilers.stack import block_runnable, stack_height
+    def _block(self, block: Block, visit: int) -> Outcome:
+        from hwsearch.profilers.stack import block_runnable
 
         available = available_bytes(self.device)
         self._check_size(_block_bytes(block), available)
-        if self.device.type == "cuda":
-            # What lies behind several times the L2 cache is as far away as it gets.
-            rotate_bytes = min(rotate_bytes, _L2_TIMES * (cache_bytes(self.device) or rotate_bytes))
-        height = stack_height(block, rotate_bytes=rotate_bytes, most_bytes=_STACK_SHARE * available)
+        room = int(_STACK_SHARE * available / max(1, block.weight_bytes + block.state_bytes))
         return self._sampler.visit(
             lambda: block_runnable(
                 block,
                 device=self.device,
-                copies=height,
+                copies=max(1, min(block.copies, room)),
                 seed=self.seed + visit,
                 backend=cast("Backend", self.backend),
             ),
-            flush_bytes=min(rotate_bytes, _MOST_FLUSHED) if not block.layers else 0,
+            flush_bytes=0 if block.layers else min(block.pass_bytes or 0, _MOST_FLUSHED),
         )
 
     @staticmethod

@@ -101,8 +101,8 @@ class Worker:
             execution=self._setup.execution,
         )
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
-        request = {**subject_content(subject), "rotate_bytes": rotate_bytes, "visit": visit}
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
+        request = {**subject_content(subject), "visit": visit}
         pending = self.pending(subject)
         try:
             return row_from_content(self._ask(request, timeout_s=self._timeout_s))
@@ -228,11 +228,7 @@ def main() -> None:
             elif "probe" in request:
                 answer = asdict(bench.probe())
             else:
-                row = bench.measure(
-                    subject_from_content(request),
-                    rotate_bytes=request["rotate_bytes"],
-                    visit=request["visit"],
-                )
+                row = bench.measure(subject_from_content(request), visit=request["visit"])
                 answer = row_content(row)
         except HwsearchError as error:
             answer = {"error": str(error)}
