@@ -2,10 +2,11 @@
 
     python benchmarks/postnas_tiny.py ranking   --work DIR --seed 0
     python benchmarks/postnas_tiny.py placement --work DIR --seed 0 [--full 1 --windows 2]
+    python benchmarks/postnas_tiny.py recipes   --work DIR --seed 0    (after ranking)
     python benchmarks/postnas_tiny.py report    --work DIR -o benchmarks/results/postnas_tiny.json
 
-tiny_ranking.py and tiny_placement.py say what each measures, tiny_bench.py what is common to both. Every step of a seed
-is written to DIR as it ends; the same command goes on with what is left, also after a kill.
+tiny_ranking.py, tiny_placement.py and tiny_recipes.py say what each measures, tiny_bench.py what is common. Every step
+of a seed is written to DIR as it ends; the same command goes on with what is left, also after a kill.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 import tiny_placement
 import tiny_ranking
+import tiny_recipes
 
 from hwsearch.surrogate.teacher import teacher_folder
 
 
-def report(work: Path, output: Path | None) -> None:
-    """All finished seeds of all targets: JSON to a file, Markdown to the screen."""
-    found: dict[str, Any] = {"ranking": {}}
+def report(work: Path, output: Path | None, plot: Path | None) -> None:
+    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target."""
+    found: dict[str, Any] = {"ranking": {}, "recipes": {}}
     for seed in _seeds(work / tiny_ranking.TARGET):
         found["ranking"][f"seed{seed}"] = tiny_ranking.summary(work, seed)
+        if (work / tiny_ranking.TARGET / f"seed{seed}" / "steps" / tiny_recipes.LAST).exists():
+            found["recipes"][f"seed{seed}"] = tiny_recipes.summary(work, seed)
     for folder in sorted(work.glob("placement-*-*")):
         _, full, windows = folder.name.split("-")
         found[folder.name] = {
@@ -34,10 +38,13 @@ def report(work: Path, output: Path | None) -> None:
         }
     if output:
         output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    shows = {"ranking": tiny_ranking.show, "recipes": tiny_recipes.show}
     for name, seeds in found.items():
         print(f"\n{name}")
         if seeds:
-            (tiny_ranking if name == "ranking" else tiny_placement).show(seeds)
+            shows.get(name, tiny_placement.show)(seeds)
+        if seeds and plot and name not in shows:
+            tiny_placement.plot(seeds, plot.with_stem(f"{plot.stem}-{name}"))
 
 
 def _seeds(folder: Path) -> list[int]:
@@ -46,19 +53,22 @@ def _seeds(folder: Path) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Targets of PostNAS on the tiny teacher.")
-    parser.add_argument("what", choices=["ranking", "placement", "report"])
+    parser.add_argument("what", choices=["ranking", "placement", "recipes", "report"])
     parser.add_argument("--work", type=Path, required=True, help="Folder for what each seed keeps.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", type=int, default=1, help="Full-attention layers of placement.")
     parser.add_argument("--windows", type=int, default=2, help="Sliding-window layers of placement.")
     parser.add_argument("--teacher", type=Path, help="Checkpoint folder; the shipped teacher by default.")
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="Picture of the report, .png or .svg.")
     given = parser.parse_args()
     teacher = given.teacher or teacher_folder()
     if given.what == "report":
-        report(given.work, given.output)
+        report(given.work, given.output, given.plot)
     elif given.what == "ranking":
         tiny_ranking.run(given.work, given.seed, teacher)
+    elif given.what == "recipes":
+        tiny_recipes.run(given.work, given.seed, teacher)
     else:
         tiny_placement.run(given.work, given.seed, teacher, full=given.full, windows=given.windows)
 

@@ -90,9 +90,13 @@ class Bench:
             self.tasks[choosing] = EncodedTasks.of(tasks, tokenizer, max_length=512)
             self.text[choosing] = torch.from_numpy(rows[:count] if choosing else rows[-count:])
 
+    def untrained(self) -> Supernet:
+        """Before stage A."""
+        return Supernet.of(self.checkpoint, self.space, dtype=torch.float32, seed=self.seed)
+
     def aligned(self) -> Supernet:
         """After stage A."""
-        net = Supernet.of(self.checkpoint, self.space, dtype=torch.float32, seed=self.seed)
+        net = self.untrained()
         seconds = self._train(net, self.recipe(a=STEPS_A), folder=self.shared.folder)
         self.shared.run("time", lambda: {"seconds": seconds})
         return net

@@ -29,7 +29,7 @@ from hwsearch.surrogate.layer_scores import linear_choice
 
 PLACED_BY = ("recall.loss", "kl", "feature_mse")
 WINDOWS_BY = "mean_loss"
-STEPS_B, STEPS_ALONE = 168, 25
+STEPS_B, STEPS_ALONE = 168, 50
 JUDGING = (120, 24)  # items of each task, rows of text
 WIDTH, RANDOM = 4, 10
 RULES = ("uniform", "first", "last", "random, mean of 10")
@@ -163,3 +163,23 @@ def show(seeds: Mapping[str, Mapping[str, Any]]) -> None:
             for other in after
         ]
         print(f"| {metric} | {' | '.join(cells)} |")
+
+
+def plot(seeds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Recall and mean accuracy of each placement, a point for each seed: compare arXiv 2508.15884, figure 5."""
+    from matplotlib.figure import Figure
+
+    names = [f"searched by {PLACED_BY[0]}", *RULES]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    for axes, metric in zip(
+        figure.subplots(1, 2, sharey=True), ("recall.accuracy", "mean_accuracy"), strict=True
+    ):
+        for row, name in enumerate(names):
+            values = [100 * seed["scores"][name][metric] for seed in seeds.values()]
+            axes.plot(values, [row] * len(values), "o", alpha=0.6)
+            axes.plot(np.mean(values), row, "|", color="black", markersize=18)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(f"{metric.replace('.', ' ').replace('_', ' ')}, %")
+        axes.set_xlim(0, 102)
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=150)

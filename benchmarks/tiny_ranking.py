@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
-from tiny_bench import METRICS, Bench, aligned_folder, better, need, target_folder
+from tiny_bench import METRICS, Bench, Genome, aligned_folder, better, need, target_folder
 
 from hwsearch.pipeline.steps import Steps
 from hwsearch.searchspace.space import CountLimit
@@ -28,10 +28,10 @@ STEPS_B = 168
 JUDGING = (60, 24)  # items of each task, rows of text
 
 
-def run(work: Path, seed: int, teacher: Path) -> None:
-    """One seed."""
+def bench(work: Path, seed: int, teacher: Path) -> Bench:
+    """One seed's."""
     exactly = CountLimit(at_least=2, at_most=2)
-    bench = Bench(
+    return Bench(
         work,
         TARGET,
         seed=seed,
@@ -40,15 +40,25 @@ def run(work: Path, seed: int, teacher: Path) -> None:
         judging=JUDGING,
         config={"b": STEPS_B, "architectures": [ALONE, FITTED, JUDGED]},
     )
-    rng = np.random.default_rng(seed)
-    everyone = [tuple(bench.space.paths.unrank(i)) for i in rng.permutation(bench.space.size)]
-    aligned = bench.aligned()
-    net = bench.supernet(aligned, bench.recipe(b=STEPS_B))
-    bench.scores(net, everyone[:ALONE], name="supernet-scores")
-    bench.scores(net, everyone[ALONE : ALONE + FITTED + JUDGED], name="predictor-scores")
+
+
+def architectures(of: Bench) -> list[Genome]:
+    """All of the space in the seed's order."""
+    order = np.random.default_rng(of.seed).permutation(of.space.size)
+    return [tuple(of.space.paths.unrank(i)) for i in order]
+
+
+def run(work: Path, seed: int, teacher: Path) -> None:
+    """One seed."""
+    own = bench(work, seed, teacher)
+    everyone = architectures(own)
+    aligned = own.aligned()
+    net = own.supernet(aligned, own.recipe(b=STEPS_B))
+    own.scores(net, everyone[:ALONE], name="supernet-scores")
+    own.scores(net, everyone[ALONE : ALONE + FITTED + JUDGED], name="predictor-scores")
     steps = round(10 * STEPS_B / ALONE)
     for i, genome in enumerate(everyone[:ALONE]):
-        found = bench.alone(aligned, genome, steps=steps, name=f"alone-{i:02d}")
+        found = own.alone(aligned, genome, steps=steps, name=f"alone-{i:02d}")
         print(f"seed {seed}: {i + 1} of {ALONE} trained alone, {found['seconds']:.0f} s, "
               f"mean loss {found['score']['mean_loss']:.3f}", flush=True)  # fmt: skip
     print(json.dumps(summary(work, seed), indent=1), flush=True)

@@ -140,7 +140,8 @@ def command(
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.pipeline.blocks import load_blocks
     from hwsearch.pipeline.models import cost_model_named
-    from hwsearch.pipeline.postnas import Plan, Postnas
+    from hwsearch.pipeline.postnas import Postnas
+    from hwsearch.pipeline.postnas_plan import Plan
     from hwsearch.pipeline.postnas_report import write_report
     from hwsearch.search.executors import ProcessExecutor
     from hwsearch.surrogate.processes import device_named

@@ -39,9 +39,7 @@ from hwsearch.surrogate.layer_scores import LayerScores
 from hwsearch.surrogate.supernet_folder import SupernetFolder
 from hwsearch.surrogate.training import Progress
 
-__all__ = ["STEPS", "Plan", "Postnas"]
-
-STEPS = ("supernet", "importance", "placement", "windows", "blocks", "grid", "export")
+__all__ = ["Postnas"]
 
 Genome = NDArray[np.int64]
 Tell = Callable[[str], None]

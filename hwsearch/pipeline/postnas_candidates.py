@@ -26,7 +26,8 @@ from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.scoring import Scorer
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_content
+from hwsearch.surrogate.space_json import space_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
 
 __all__ = ["Candidates"]
 

@@ -10,7 +10,7 @@ from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import preset_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
-from hwsearch.surrogate.supernet_folder import SupernetSettings
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Recipe
 
 __all__ = ["Plan"]

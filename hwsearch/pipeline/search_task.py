@@ -18,7 +18,7 @@ from hwsearch.pipeline.measured import MeasuredQuality
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import blocks_of_space
+from hwsearch.searchspace.block import blocks_of_space, pass_bytes_of_space
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -217,12 +217,15 @@ def latency_cost(
 ) -> Additive:
     """Milliseconds: each choice's layer, plus embedding and LM head.
 
-    From blocks measured whole where they cover every choice at the workload, else from operators.
+    From blocks measured whole where they cover every choice at the workload, as in a model of the space's middling size
+    (BlockTable.predict knows a model's own), else from operators.
     """
-    asked = blocks_of_space(space, [workload])
-    if blocks and all(block in blocks.times for block in asked):
-        frame, *measured = (blocks.times[block].median_ms for block in asked)
-        row = blocks.mixing(space.base.hidden_size, workload) * np.array(measured)
+    if blocks and blocks.covers(space, workload):
+        sizes = pass_bytes_of_space(space, workload)
+        typical = sizes[len(sizes) // 2]
+        asked = blocks_of_space(space, [workload])
+        frame, *measured = (blocks.at(block, typical).median_ms for block in asked)
+        row = blocks.mixing(space.base.hidden_size, workload, typical) * np.array(measured)
         return Additive(np.tile(row, (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)

@@ -31,7 +31,8 @@ from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.predictor import LEAST_SCORES, Predictor
 from hwsearch.surrogate.processes import device_named
 from hwsearch.surrogate.scoring import Score, Scorer
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_content
+from hwsearch.surrogate.space_json import space_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
 
 __all__ = ["SupernetLoss", "SupernetSearch", "supernet_search"]
 

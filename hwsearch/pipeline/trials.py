@@ -23,8 +23,9 @@ from hwsearch.pipeline.linear_blocks import path_space
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.scoring import Score
+from hwsearch.surrogate.space_json import space_from_content
 from hwsearch.surrogate.supernet import Supernet
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_from_content, tokenizer_of
+from hwsearch.surrogate.supernet_folder import SupernetFolder, tokenizer_of
 from hwsearch.surrogate.tasks import EncodedTasks
 from hwsearch.surrogate.training import Trained
 

@@ -38,7 +38,7 @@ from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.tasks import EncodedTasks, Task, read_tasks
 from hwsearch.surrogate.training import Batches, Progress, Trained, train
 
-__all__ = ["SupernetFolder", "SupernetSettings", "space_content", "space_from_content", "tokenizer_of"]
+__all__ = ["SupernetFolder", "tokenizer_of"]
 
 _ABOUT, _WEIGHTS, _STATE = "supernet.json", "alternatives.safetensors", "training.safetensors"
 _CORPUS, _TASKS, _SCORES = "corpus", "tasks.jsonl", "scores.db"

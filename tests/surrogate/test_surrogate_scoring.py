@@ -17,12 +17,9 @@ from hwsearch.surrogate.importance import load_sweep
 from hwsearch.surrogate.layer_scores import layer_scores, linear_choice
 from hwsearch.surrogate.proxy import ProxyJob, proxy_recipe, proxy_training, run_proxy, rungs
 from hwsearch.surrogate.scoring import Score, Scorer
-from hwsearch.surrogate.supernet_folder import (
-    SupernetFolder,
-    SupernetSettings,
-    space_content,
-    space_from_content,
-)
+from hwsearch.surrogate.space_json import space_content, space_from_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Interrupted
 from tests.surrogate.tiny_supernet import (
     DELTA,

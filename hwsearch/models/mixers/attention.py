@@ -33,8 +33,8 @@ _ROOM = 256  # tokens: decoding copies the cache once in so many steps instead o
 class AttentionState(MixerState):
     """Rotated keys and values (B, H_kv, S, D) of the tokens still visible, and how many real tokens were seen (B,).
 
-    mask_BS: False at padded keys; None where no key is padded. room: the buffer whose first S tokens the keys and
-    values are, where the next ones can be written; not counted in `bytes`.
+    mask_BS: False at padded keys; None where no key is padded. room: the buffer whose tokens from `start` on the keys
+    and values are, where the next ones can be written; not counted in `bytes`.
     """
 
     k_BHSD: Tensor
@@ -42,29 +42,30 @@ class AttentionState(MixerState):
     seen_B: Tensor
     mask_BS: Tensor | None = None
     room: _Room | None = None
+    start: int = 0
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> AttentionState:
-        return replace(super().apply(change), room=None)
+        return replace(super().apply(change), room=None, start=0)
 
-    def extended(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor, _Room | None]:
-        """Keys and values with the new ones behind, and their buffer.
+    def extended(self, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor, _Room | None, int]:
+        """Keys and values with the new ones behind, their buffer, and where they begin in it.
 
         This state stays as it is: a buffer in which another continuation of it has written is left to that one.
         """
         if torch.is_grad_enabled() and (k_BHTD.requires_grad or self.k_BHSD.requires_grad):
-            return torch.cat((self.k_BHSD, k_BHTD), dim=2), torch.cat((self.v_BHSD, v_BHTD), dim=2), None
-        past, total = self.k_BHSD.shape[2], self.k_BHSD.shape[2] + k_BHTD.shape[2]
-        room = self.room
-        if room is None or not room.free(past, total):
+            return torch.cat((self.k_BHSD, k_BHTD), dim=2), torch.cat((self.v_BHSD, v_BHTD), dim=2), None, 0
+        kept, new, start, room = self.k_BHSD.shape[2], k_BHTD.shape[2], self.start, self.room
+        if room is None or not room.free(start + kept, start + kept + new):
             batch, heads, _, head_dim = k_BHTD.shape
-            shape = (batch, heads, total + _ROOM, head_dim)
-            room = _Room(k_BHTD.new_empty(shape), v_BHTD.new_empty(shape), past)
-            room.k_BHCD[:, :, :past] = self.k_BHSD
-            room.v_BHCD[:, :, :past] = self.v_BHSD
+            shape = (batch, heads, kept + new + _ROOM, head_dim)
+            start, room = 0, _Room(k_BHTD.new_empty(shape), v_BHTD.new_empty(shape), kept)
+            room.k_BHCD[:, :, :kept] = self.k_BHSD
+            room.v_BHCD[:, :, :kept] = self.v_BHSD
+        past, total = start + kept, start + kept + new
         room.k_BHCD[:, :, past:total] = k_BHTD
         room.v_BHCD[:, :, past:total] = v_BHTD
         room.filled = total
-        return room.k_BHCD[:, :, :total], room.v_BHCD[:, :, :total], room
+        return room.k_BHCD[:, :, start:total], room.v_BHCD[:, :, start:total], room, start
 
 
 @dataclass
@@ -258,17 +259,22 @@ class SoftmaxAttention(QueryAttention):
         mask_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor, AttentionState]:
         """Keys and values for the new queries, and the state after them."""
-        seen_B = state.seen_B + (k_BHTD.shape[2] if mask_BT is None else mask_BT.sum(dim=1))
-        if not self.window:
-            k_BHSD, v_BHSD, room = state.extended(k_BHTD, v_BHTD)
-            return k_BHSD, v_BHSD, AttentionState(k_BHSD, v_BHSD, seen_B, mask_BS, room)
-        k_BHSD, v_BHSD = torch.cat((state.k_BHSD, k_BHTD), dim=2), torch.cat((state.v_BHSD, v_BHTD), dim=2)
+        new = k_BHTD.shape[2]
+        seen_B = state.seen_B + (new if mask_BT is None else mask_BT.sum(dim=1))
         # The next query sees itself and the window - 1 keys before it.
-        first = max(k_BHSD.shape[2] - self.window + 1, 0)
-        # Copies: a slice would keep the whole prompt's keys in memory.
-        kept = (k_BHSD[:, :, first:].clone(), v_BHSD[:, :, first:].clone()) if first else (k_BHSD, v_BHSD)
-        mask_BS = None if mask_BS is None else mask_BS[:, first:].clone()
-        return k_BHSD, v_BHSD, AttentionState(*kept, seen_B, mask_BS)
+        first = max(state.k_BHSD.shape[2] + new - self.window + 1, 0) if self.window else 0
+        kept_mask_BS = mask_BS[:, first:].clone() if first and mask_BS is not None else mask_BS
+        if first and new > _ROOM:
+            k_BHSD, v_BHSD = (
+                torch.cat((state.k_BHSD, k_BHTD), dim=2),
+                torch.cat((state.v_BHSD, v_BHTD), dim=2),
+            )
+            # Copies: a slice would keep the whole prompt's keys in memory.
+            kept = k_BHSD[:, :, first:].clone(), v_BHSD[:, :, first:].clone()
+            return k_BHSD, v_BHSD, AttentionState(*kept, seen_B, kept_mask_BS)
+        k_BHSD, v_BHSD, room, start = state.extended(k_BHTD, v_BHTD)
+        kept = k_BHSD[:, :, first:], v_BHSD[:, :, first:]
+        return k_BHSD, v_BHSD, AttentionState(*kept, seen_B, kept_mask_BS, room, start + first)
 
 
 def rope_needed(rope: Rope | None, layer_index: int) -> Rope:
