@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
 from hwsearch.cli.report import model_cost_json, setting, setting_json
-from hwsearch.costmodel.compose import ModelCost
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.model import CostModel
 
 __all__ = ["comparison_json", "print_comparison"]

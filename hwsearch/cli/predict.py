@@ -11,7 +11,8 @@ from hwsearch.cli.options import device_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.cli.sweep import plot_sweep, print_sweep, read_sweep, sweep_json
-from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
+from hwsearch.costmodel.compose import check_dtype, model_cost
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.host import ENGINE, HOSTS, Host, host_named
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
 from hwsearch.costmodel.attribution import Share, joined
-from hwsearch.costmodel.compose import Latency, LayerCost, ModelCost
+from hwsearch.costmodel.cost import Latency, LayerCost, ModelCost
 from hwsearch.costmodel.energy import energy_j
 from hwsearch.costmodel.memory import Memory
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel

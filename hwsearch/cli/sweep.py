@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hwsearch.cli.output import milliseconds, size, table
 from hwsearch.cli.report import setting, setting_json
-from hwsearch.costmodel.compose import ModelCost
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import DependencyError, InputError, OutputError
 from hwsearch.searchspace.workload import read_size

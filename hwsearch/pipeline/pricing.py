@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hwsearch.costmodel.compose import Latency, model_cost
+from hwsearch.costmodel.compose import model_cost
+from hwsearch.costmodel.cost import Latency
 from hwsearch.costmodel.model import CostModel
 from hwsearch.pipeline.blocks import BlockTable, BlockTime
 from hwsearch.pipeline.search_task import cost_budgets, latency_cost, memory_cost

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hwsearch.costmodel.compose import ModelCost, check_dtype, latency_of, model_cost
+from hwsearch.costmodel.compose import check_dtype, latency_of, model_cost
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError

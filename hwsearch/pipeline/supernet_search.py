@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
+from hwsearch.costmodel.compose import check_dtype, model_cost
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
 from hwsearch.pipeline.search_task import cost_budgets, count_limits, latency_cost, memory_cost

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hwsearch.costmodel.builtin_models import load_builtin
-from hwsearch.costmodel.compose import CACHE_COPY, HOST_WAIT, model_cost
+from hwsearch.costmodel.compose import model_cost
+from hwsearch.costmodel.cost import CACHE_COPY, HOST_WAIT
 from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER, HF_EAGER, HOSTS, Host, host_named
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hwsearch.costmodel.builtin_models import load_builtin
-from hwsearch.costmodel.compose import ANALYTIC, model_cost
+from hwsearch.costmodel.compose import model_cost
+from hwsearch.costmodel.cost import ANALYTIC
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.host import HF_EAGER
 from hwsearch.costmodel.memory import Memory, memory_of
