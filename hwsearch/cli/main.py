@@ -79,7 +79,12 @@ def run(arguments: Sequence[str]) -> int:
         # The reader (head, less) is gone; keep Python from failing again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (HwsearchError, OSError) as error:
+    except HwsearchError as error:
         click.echo(f"error: {error}", err=True)
+        return 1
+    except OSError as error:
+        # The system's own words for it, without its number.
+        named = error.filename is not None and error.strerror
+        click.echo(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}", err=True)
         return 1
     return status if isinstance(status, int) else 0

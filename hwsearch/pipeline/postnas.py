@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.compose import Latency, check_dtype, model_cost
+from hwsearch.costmodel.compose import check_dtype, model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
-from hwsearch.pipeline.blocks import BlockTable, BlockTime
+from hwsearch.pipeline.blocks import BlockTable, with_blocks
 from hwsearch.pipeline.linear_blocks import block_named, grid_of, grid_space, with_block
 from hwsearch.pipeline.search_task import cost_budget, latency_cost, memory_cost
 from hwsearch.pipeline.steps import Steps
@@ -401,20 +401,16 @@ class Postnas:
 
     def priced(self, architecture: Architecture) -> dict[str, Any]:
         """What the cost model says of an architecture."""
-        cost = model_cost(architecture, self.workload, model=self.model)
-        latency: Latency | BlockTime = cost.latency
-        covered = self.blocks is not None and not self.blocks.missing(architecture, self.workload)
-        if self.blocks is not None and covered:
-            latency = self.blocks.predict(architecture, self.workload)
+        cost = with_blocks(model_cost(architecture, self.workload, model=self.model), self.blocks)
         length, batch = self.plan.supernet.length, self.plan.supernet.batch
         training = path_training(architecture, model=self.model, batch=batch, context=length)
         return {
             "parameters": architecture.parameters,
-            "predicted_from": "blocks" if covered else "operators",
-            "latency_ms": latency.median_ms,
-            "latency_ms_low": latency.low_ms,
-            "latency_ms_high": latency.high_ms,
-            "throughput_tokens_per_s": self.workload.tokens / latency.median_ms * 1e3,
+            "predicted_from": cost.predicted_from,
+            "latency_ms": cost.latency.median_ms,
+            "latency_ms_low": cost.latency.low_ms,
+            "latency_ms_high": cost.latency.high_ms,
+            "throughput_tokens_per_s": cost.throughput_tokens_per_s,
             "memory_bytes": cost.memory.total_bytes,
             "cache_bytes_per_sequence": architecture.cache_bytes(
                 self.workload.context, self.workload.element_bytes
