@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from hwsearch import __version__
-from hwsearch.errors import HwsearchError
+from hwsearch.errors import HwsearchError, plainly
 
 __all__ = ["cli", "run"]
 
@@ -79,12 +79,8 @@ def run(arguments: Sequence[str]) -> int:
         # The reader (head, less) is gone; keep Python from failing again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except HwsearchError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
-    except OSError as error:
-        # The system's own words for it, without its number.
-        named = error.filename is not None and error.strerror
-        click.echo(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}", err=True)
+    except (HwsearchError, OSError) as error:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        click.echo(f"error: {where}{plainly(error)}", err=True)
         return 1
     return status if isinstance(status, int) else 0

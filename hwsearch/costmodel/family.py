@@ -64,7 +64,7 @@ class Family:
         correction, surroundings = self.neighbours.around(dims, features, learned)
         shape = shape_axes(self.kind)
         half_width = self.spread.half_width(
-            np.hstack([features, surroundings]),
+            np.vstack([features.T, surroundings.T]).T,
             Region.distance(excess),
             self.region.blind(excess),
             ~np.isin(row_keys(dims[:, shape]), row_keys(self.neighbours.dims[:, shape])),

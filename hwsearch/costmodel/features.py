@@ -245,6 +245,6 @@ FEATURES: Mapping[str, Callable[[Columns, DeviceSpec, int], _Features]] = {
 
 
 def feature_matrix(kind: str, c: Columns, *, device: DeviceSpec, size: int) -> NDArray[np.float32]:
-    """Features (n, F) of a family; `size` is the bytes per element."""
+    """Features (n, F) of a family, each contiguous; `size` is the bytes per element."""
     found = FEATURES[kind](c, device, size)
-    return np.stack([np.asarray(column, np.float32) for column in found.values()], axis=1)
+    return np.stack([np.asarray(column, np.float32) for column in found.values()]).T

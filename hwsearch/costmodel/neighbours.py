@@ -28,18 +28,29 @@ _MANY_ROWS = 1000
 _WORTH = 0.98  # of the error must be left at most, or neighbours are not asked
 _MANY = TreesRecipe(trees=200, depth=7, rate=0.06, rows=0.5, features=0.5)
 _FEW = TreesRecipe(trees=100, depth=4, rate=0.05)
+_SPARSE = 16  # places of the table of hashes for each known row
 _RANK_BITS = np.uint64(20)  # half a million different values along a dimension
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Known rows ordered along one dimension: its distinct values, and per row in order a key, log2 and residual."""
+    """Known rows ordered along one dimension: its distinct values, and per row in order a key, log2 and residual.
+
+    `taken` tells by the last bits of a row's other dimensions, hashed, whether any known row may share them: most
+    rows that are asked for share them with none, and need no search.
+    """
 
     values: NDArray[np.int64]
     key: NDArray[np.uint64]
     log_value: FloatArray
     left: FloatArray
+    taken: NDArray[np.bool_]
+
+    def candidates(self, group: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of hashed other dimensions (n,) that may have neighbours along this one."""
+        last = (group & np.uint64(len(self.taken) - 1)).astype(np.int64)
+        return np.flatnonzero(self.taken[last])
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ class Surroundings:
             key = (group << _RANK_BITS) | rank
             order = np.argsort(key)
             log_value = np.log2(np.maximum(known[order, axis], 0.5))
-            axes[axis] = _Axis(values, key[order], log_value, left[order])
+            taken = np.zeros(1 << (_SPARSE * len(known)).bit_length(), np.bool_)
+            taken[(group & np.uint64(len(taken) - 1)).astype(np.int64)] = True
+            axes[axis] = _Axis(values, key[order], log_value, left[order], taken)
         return cls(known.shape[1], axes)
 
     def near(self, asked: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
@@ -77,19 +90,23 @@ class Surroundings:
         scrambled = _scramble(asked)
         every = scrambled.sum(axis=1, dtype=np.uint64)
         for axis, known in self.axes.items():
-            place = np.searchsorted(known.values, asked[:, axis])
+            group = every - scrambled[:, axis]
+            rows = known.candidates(group)
+            value = asked[rows, axis]
+            place = np.searchsorted(known.values, value)
             inside = np.minimum(place, len(known.values) - 1)
-            rank = (2 * place + 2 - (known.values[inside] != asked[:, axis])).astype(np.uint64)
-            key = ((every - scrambled[:, axis]) << _RANK_BITS) | rank
+            rank = (2 * place + 2 - (known.values[inside] != value)).astype(np.uint64)
+            key = (group[rows] << _RANK_BITS) | rank
             below = np.searchsorted(known.key, key)
             here = (below < len(known.key)) & (known.key[np.minimum(below, len(known.key) - 1)] == key)
-            log_asked = np.log2(np.maximum(asked[:, axis], 0.5))
+            log_asked = np.log2(np.maximum(value, 0.5))
             for side, at in enumerate((below - 1, below + here)):
                 valid = (at >= 0) & (at < len(known.key))
                 at = np.clip(at, 0, len(known.key) - 1)
                 valid &= (known.key[at] >> _RANK_BITS) == (key >> _RANK_BITS)
-                residual[:, axis, side] = np.where(valid, known.left[at], 0.0)
-                octaves[:, axis, side] = np.where(valid, np.abs(known.log_value[at] - log_asked), _NONE)
+                found, at = rows[valid], at[valid]
+                residual[found, axis, side] = known.left[at]
+                octaves[found, axis, side] = np.abs(known.log_value[at] - log_asked[valid])
         return residual, octaves
 
 
@@ -120,13 +137,20 @@ def _inputs(
     features: NDArray[np.float32], around: tuple[FloatArray, FloatArray], predicted: FloatArray
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Inputs (n, F + 4d + 1) of the second ensemble, and which rows (n,) have a neighbour within reach."""
-    found, octaves = around
-    close: NDArray[np.bool_] = octaves <= _REACH
-    flat = (len(features), close.shape[1] * _SIDES)
-    departs = np.where(close, found - predicted[:, None, None], 0.0).reshape(flat)
-    distance = np.where(close, octaves, _NONE).reshape(flat)
-    rows = np.concatenate([features, departs, distance, predicted[:, None]], axis=1, dtype=np.float32)
-    return rows, np.asarray(close.any(axis=(1, 2)), np.bool_)
+    # By columns, as they are found and as trees ask for them.
+    width, sides = features.shape[1], around[0].shape[1] * _SIDES
+    found, octaves = (values.transpose(1, 2, 0).reshape(sides, len(features)) for values in around)
+    rows = np.empty((width + 2 * sides + 1, len(features)), np.float32)
+    rows[:width] = features.T
+    rows[-1] = predicted
+    any_close = np.zeros(len(features), np.bool_)
+    departs, distance = rows[width : width + sides], rows[width + sides : -1]
+    for side in range(sides):
+        close = octaves[side] <= _REACH
+        departs[side] = np.where(close, found[side] - predicted, 0.0)
+        distance[side] = np.where(close, octaves[side], _NONE)
+        any_close |= close
+    return rows.T, any_close
 
 
 @dataclass(frozen=True)

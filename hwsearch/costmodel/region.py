@@ -42,7 +42,7 @@ def _axes(kind: str, c: Columns, size: int) -> NDArray[np.float64]:
             value = 1 + value / c["seq_len"]
         axes.append(np.log2(value))
     axes += [np.log2(KINDS[kind].flops(c)), np.log2(KINDS[kind].bytes(c, size))]
-    return np.stack(axes, axis=1)
+    return np.stack(axes).T
 
 
 @dataclass(frozen=True)

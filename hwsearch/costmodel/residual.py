@@ -1,7 +1,7 @@
 """The learned residual of a family: a Gaussian process for what is smooth, boosted trees for what is not.
 
-Few rows: the process carries the residual, and trees learn what it leaves, or half of the trees learn the
-residual itself and the two answers are averaged; cross-validation decides. Many rows: trees alone, because by
+Few rows: the process carries the residual and trees learn what it leaves, or that is averaged with trees that
+learned the residual itself; cross-validation decides on the shares. Many rows: trees alone, because by
 then what is left is jumps between the library's kernels.
 """
 
@@ -25,7 +25,7 @@ _MANY_ROWS = 2500
 _MEDIUM_ROWS = 1000
 _LARGE = TreesRecipe(trees=800, depth=8, rate=0.12, rows=0.4, features=0.5)
 _MEDIUM = TreesRecipe(trees=300, depth=6, rate=0.06)
-_SMALL = TreesRecipe(trees=200, depth=4, rate=0.06)
+_SMALL = TreesRecipe(trees=200, depth=7, rate=0.06, features=0.4, smoothing=3.0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def cross_fit(features: Features, target: FloatArray, *, folds: int, seed: int) 
     """Fit without each fold in turn, for the share of the Gaussian process that errs least."""
     fold = np.random.default_rng(seed).permutation(len(target)) % folds
     shares = (0.0,) if len(target) >= _MANY_ROWS else (1.0, 0.75, 0.5)
+    if len(target) < _MEDIUM_ROWS:
+        shares = (*shares, 0.25)
     predicted = np.empty((len(shares), len(target)))
     for one in range(folds):
         kept, out = fold != one, fold == one

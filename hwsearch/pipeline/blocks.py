@@ -41,7 +41,7 @@ from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import read_json
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["BlockTable", "BlockTime", "asked_blocks", "load_blocks", "with_blocks"]
+__all__ = ["BlockTable", "BlockTime", "asked_blocks", "check_standing_alone", "load_blocks", "with_blocks"]
 
 _FILE = "blocks.json"
 _CACHES = 8  # what lies behind so many times the last cache is as far away as it gets
@@ -248,8 +248,21 @@ def _between(pass_bytes: int, known: NDArray[np.float64], values: Sequence[float
     return float(np.interp(math.log(pass_bytes), known, values))
 
 
+def check_standing_alone(space: SearchSpace) -> None:
+    """InputError for a space with a layer that cannot be measured as a block of its own."""
+    if "shared_kv_attention" in space.kinds:
+        raise InputError(
+            "a shared_kv_attention layer reads another layer's cache and cannot be measured as a block of its own: "
+            "leave it out of the space, or measure operators alone (--no-blocks), of which its time is the sum"
+        )
+
+
 def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: DeviceSpec) -> list[Block]:
-    """The blocks that a space's models are made of and a mix of them, at the sizes that a device tells apart."""
+    """The blocks that a space's models are made of and a mix of them, at the sizes that a device tells apart.
+
+    Raises InputError for a layer that cannot stand alone.
+    """
+    check_standing_alone(space)
     asked: dict[Block, None] = {}
     for workload in workloads:
         blocks = blocks_of_space(space, [workload])

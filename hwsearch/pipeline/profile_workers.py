@@ -6,7 +6,6 @@ cluster, each of which is given one GPU. Workers hand rows back and write to no 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -20,7 +19,7 @@ from hwsearch.profilers.bench import Bench, BenchSetup
 from hwsearch.profilers.run import measure_all, open_bench
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
-from hwsearch.search.executors import Executor, ProcessExecutor, WorkerLostError
+from hwsearch.search.executors import Executor, ProcessExecutor, WorkerLostError, visible_devices
 
 __all__ = ["Piecework", "local_workers", "share_out"]
 
@@ -56,7 +55,7 @@ class Piecework:
 
 def local_workers(devices: Sequence[str]) -> Executor:
     """A process of this machine for each device: cpu, or cuda:INDEX."""
-    return ProcessExecutor(len(devices), devices=() if devices[0] == "cpu" else _visible(devices))
+    return ProcessExecutor(len(devices), devices=() if devices[0] == "cpu" else visible_devices(devices))
 
 
 def share_out(
@@ -80,13 +79,6 @@ def share_out(
                 on_row(row)
     except WorkerLostError as error:
         raise DataError(f"{error}; what was measured is stored: run the same command again") from error
-
-
-def _visible(devices: Sequence[str]) -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES must say for each device, given what it says here."""
-    here = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    indices = [int(name.partition(":")[2] or 0) for name in devices]
-    return tuple(here[index] if here else str(index) for index in indices)
 
 
 @cache

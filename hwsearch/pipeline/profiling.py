@@ -14,7 +14,7 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator
 from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, check_stop, run_plan
-from hwsearch.pipeline.blocks import asked_blocks
+from hwsearch.pipeline.blocks import asked_blocks, check_standing_alone
 from hwsearch.pipeline.demand import Demand, demand_of, spread_demand
 from hwsearch.pipeline.profile_workers import Piecework, local_workers, share_out
 from hwsearch.profilers.bench import Bench, BenchSetup
@@ -95,7 +95,9 @@ class Profile:
                 "--space needs --base and at least one --workload, for example decode:batch=1..64,context=1k..32k"
             )
         check_stop(self.plan, self.stop)
-        self._asked()
+        for space in self._asked()[0]:
+            if self._whole:
+                check_standing_alone(space)
         if self.source is not None and self.plan != "active":
             raise InputError("--from tells an active plan where to start: add --plan active")
         if self.source is not None and self.source.dtype != self.dtype:
@@ -120,9 +122,13 @@ class Profile:
         workloads = [each for text in self.workloads for each in read_workloads(text)]
         return spaces, list(dict.fromkeys(workloads))
 
+    @property
+    def _whole(self) -> bool:
+        return self.blocks and self.plan == "grid"
+
     def layers(self, spec: DeviceSpec) -> list[Block]:
         """The blocks that a grid measures on a device."""
-        if not self.blocks or self.plan != "grid":
+        if not self._whole:
             return []
         spaces, workloads = self._asked()
         own = [each.replace(dtype=self.dtype) for each in workloads]

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from hwsearch.models.cache import HybridCache
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers.attention import AttentionState, SoftmaxAttention
+from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
+from hwsearch.models.mixers.shared_kv import SharedKVAttention
 from hwsearch.profilers.sampling import Runnable
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
@@ -91,7 +92,7 @@ def random_model(
     with torch.device(device):
         model = HybridForCausalLM(HybridConfig.of(architecture))
     for mixer in model.model.mixers:
-        if mixer is not None and not (isinstance(mixer, SoftmaxAttention) and backend in ("triton", "fla")):
+        if mixer is not None and not (isinstance(mixer, QueryAttention) and backend in ("triton", "fla")):
             mixer.backend = backend
     made: HybridForCausalLM = model.to(getattr(torch, dtype)).eval()
     return made
@@ -212,6 +213,8 @@ def _after(
 ) -> MixerState:
     """A mixer's state after all tokens of the context but the last, with random content."""
     past = workload.context - 1
+    if isinstance(mixer, SharedKVAttention):
+        return state  # it keeps nothing: the layer that it reads is filled
     if isinstance(state, AttentionState) and isinstance(mixer, SoftmaxAttention):
         # A window keeps no more than what its next query sees beside itself.
         kept = min(past, mixer.window - 1) if mixer.window else past

@@ -153,7 +153,7 @@ def _delta_rule_decode(d: Dims, draw: Draw) -> Runnable:
 def _short_conv_prefill(d: Dims, draw: Draw) -> Runnable:
     x, weight = draw(d["batch"], d["seq_len"], d["channels"]), draw(d["channels"], d["width"])
     backend = draw.backend_of("short convolution", SHORT_CONV)
-    return _once(lambda: short_conv(x, weight, backend=backend), f"{backend}.conv1d")
+    return _once(lambda: short_conv(x, weight, backend=backend), f"{backend}.short_conv")
 
 
 def _short_conv_decode(d: Dims, draw: Draw) -> Runnable:

@@ -158,3 +158,11 @@ def test_spread_covers_ninety_percent_where_noise_differs() -> None:
     np.testing.assert_allclose(alone, 1.5 * inside)
     np.testing.assert_allclose(outside, 2 * inside)
     np.testing.assert_allclose(blind, outside + 0.3)
+
+
+def test_trees_answer_the_same_by_rows_by_columns_and_one_by_one() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    trees = fit_trees(x, np.sign(x[:, 1]) + x[:, 3], recipe=TreesRecipe(trees=12, depth=3), seed=0)
+    by_rows = trees.predict(x)
+    np.testing.assert_array_equal(by_rows, trees.predict(np.asfortranarray(x)))
+    np.testing.assert_array_equal(by_rows, np.concatenate([trees.predict(row[None]) for row in x]))

@@ -20,7 +20,13 @@ from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, pass_bytes_of, pass_bytes_of_space
 from hwsearch.searchspace.ffn import SwiGLU
-from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, NoMixer, SlidingWindowAttention
+from hwsearch.searchspace.mixers import (
+    FullAttention,
+    GatedDeltaNet,
+    NoMixer,
+    SharedKVAttention,
+    SlidingWindowAttention,
+)
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload import Workload
 from tests.profilers.made_up import made_up_device
@@ -110,10 +116,15 @@ def test_every_layer_runs_as_a_stack_again_and_again(layer: LayerSpec, workload:
         assert block.state_bytes - token <= runnable.state_bytes <= block.state_bytes
 
 
+_READING = SharedKVAttention(**_ATTENTION.model_dump(exclude={"kind"}))
+_SHARING = _HYBRID.replace(layers=(*_LAYERS[:2], LayerSpec(mixer=_READING, ffn=_BASE.ffn), _LAYERS[3]))
+
+
+@pytest.mark.parametrize("architecture", [_HYBRID, _SHARING], ids=["hybrid", "sharing"])
 @torch.inference_mode()
-def test_a_decode_step_repeats_itself_at_the_context_asked_for() -> None:
+def test_a_decode_step_repeats_itself_at_the_context_asked_for(architecture: Architecture) -> None:
     """Steps of a rewound cache give the same logits, which are those of a cache that a real prefill left."""
-    model = random_model(_HYBRID, device=_CPU, dtype="float32", seed=0)
+    model = random_model(architecture, device=_CPU, dtype="float32", seed=0)
     runnable = model_runnable(model, _DECODE, device=_CPU, seed=0)
     first, again = runnable.function(), runnable.function()
     assert isinstance(first, torch.Tensor)

@@ -72,7 +72,7 @@ _CASES = {
         "diagonal_ssm_prefill", batch=2, seq_len=70, channels=6, state_size=4
     ),
     "torch.diagonal_ssm_step": operator("diagonal_ssm_decode", batch=2, channels=6, state_size=4),
-    "torch.conv1d": operator("short_conv_prefill", batch=2, seq_len=9, channels=6, width=4),
+    "torch.short_conv": operator("short_conv_prefill", batch=2, seq_len=9, channels=6, width=4),
     "torch.short_conv_step": operator("short_conv_decode", batch=2, channels=6, width=4),
     "torch.elementwise": operator("elementwise", rows=4, width=6, reads=2, writes=2),
 }

@@ -2,7 +2,8 @@
 
 Options: sinks and sigmoid scores, as the spec describes them. Covers what Qwen2 (bias on q, k and v), Qwen3 (RMSNorm
 per head on q and k) and Llama (neither; stretched rotary frequencies) do, with their parameter names. The state holds
-rotated keys; a window keeps no more than it can see.
+rotated keys; a window keeps no more than it can see. What layers that
+compute keys and values share with those that read an earlier layer's (`shared_kv.py`) is `QueryAttention`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 from hwsearch.searchspace.mixers import Mixer as Spec
 
-__all__ = ["AttentionState", "SoftmaxAttention"]
+__all__ = ["AttentionState", "KeysValues", "QueryAttention", "SoftmaxAttention", "rope_needed"]
 
 
 _ROOM = 256  # tokens: decoding copies the cache once in so many steps instead of at every one
@@ -80,7 +81,65 @@ class _Room:
         return writable and self.filled == past and self.k_BHCD.shape[2] >= total
 
 
-class SoftmaxAttention(Mixer):
+@dataclass(frozen=True)
+class KeysValues(MixerState):
+    """What the queries of a piece may see: rotated keys and values (B, H_kv, S, D), and where the queries stand.
+
+    positions_BT: of the queries, (B, T) or (1, T). mask_BS: False at padded keys; None where no key is padded.
+    """
+
+    k_BHSD: Tensor
+    v_BHSD: Tensor
+    positions_BT: Tensor
+    mask_BS: Tensor | None = None
+
+
+class QueryAttention(Mixer):
+    """What asks: queries, the softmax over keys that are there, the output projection."""
+
+    head_dim: int
+    rope: Rope
+    window: int
+    sigmoid: bool
+    q_proj: nn.Linear
+    o_proj: nn.Linear
+    q_norm: RMSNorm | None
+    sinks: nn.Parameter | None
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+    def _attended(self, hidden_BTD: Tensor, seen: KeysValues) -> Tensor:
+        """The mixer's output (B, T, D) for tokens that see these keys and values."""
+        batch, length, _ = hidden_BTD.shape
+        q_BTHD = self.q_proj(hidden_BTD).view(batch, length, -1, self.head_dim)
+        if self.q_norm is not None:
+            q_BTHD = self.q_norm(q_BTHD)
+        self.kernel_used = backend = "torch" if self.backend == "auto" else self.backend
+        out_BHTD = attention(
+            self._rotated(q_BTHD, seen.positions_BT),
+            seen.k_BHSD,
+            seen.v_BHSD,
+            window=self.window,
+            mask_BS=seen.mask_BS,
+            sinks_H=self.sinks,
+            sigmoid=self.sigmoid,
+            backend=backend,
+        )
+        mixed_BTD: Tensor = self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, length, -1))
+        return mixed_BTD
+
+    def _rotated(self, x_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
+        """(B, H, T, D): each pair (first half, second half) turned by its angle."""
+        frequencies = self.rope.frequencies(self.head_dim, positions_BT.device)
+        angles = (positions_BT[..., None].float() * frequencies)[:, None]
+        cos, sin = angles.cos().to(x_BTHD.dtype), angles.sin().to(x_BTHD.dtype)
+        first, second = x_BTHD.transpose(1, 2).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class SoftmaxAttention(QueryAttention):
     """Softmax attention, or sigmoid attention where asked for; `window` 0 sees the whole context."""
 
     def __init__(
@@ -126,15 +185,13 @@ class SoftmaxAttention(Mixer):
         backend: Backend,
     ) -> Self:
         assert isinstance(spec, FullAttention | SlidingWindowAttention)
-        if rope is None:
-            raise InputError(f"layer {layer_index}: softmax attention needs a rotary embedding, pass rope")
         return cls(
             hidden_size,
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
-            rope=rope,
-            window=spec.window if isinstance(spec, SlidingWindowAttention) else 0,
+            rope=rope_needed(rope, layer_index),
+            window=spec.visible,
             qk_norm=spec.qk_norm,
             qkv_bias=spec.qkv_bias,
             sinks=spec.sinks,
@@ -142,10 +199,6 @@ class SoftmaxAttention(Mixer):
             norm_eps=norm_eps,
             backend=backend,
         )
-
-    def reset_parameters(self) -> None:
-        if self.sinks is not None:
-            nn.init.zeros_(self.sinks)
 
     def new_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -160,44 +213,28 @@ class SoftmaxAttention(Mixer):
         state: MixerState | None = None,
         mask_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        lent: list[KeysValues] | None = None,
     ) -> tuple[Tensor, MixerState | None]:
+        """As every mixer's. lent: where given, what the tokens saw is appended, for layers that read it."""
         assert state is None or isinstance(state, AttentionState)
         batch, length, _ = hidden_BTD.shape
         hidden_BTD = zero_padding(hidden_BTD, mask_BT)
         per_head = (batch, length, -1, self.head_dim)
-        q_BTHD = self.q_proj(hidden_BTD).view(per_head)
         k_BTHD = self.k_proj(hidden_BTD).view(per_head)
         v_BHSD = self.v_proj(hidden_BTD).view(per_head).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTHD, k_BTHD = self.q_norm(q_BTHD), self.k_norm(k_BTHD)
+        if self.k_norm is not None:
+            k_BTHD = self.k_norm(k_BTHD)
         if positions_BT is None:
             positions_BT = _positions(length, state, mask_BT, hidden_BTD.device)
-        cos, sin = self._rotation(positions_BT, hidden_BTD.dtype)
-        q_BHTD = _rotated(q_BTHD.transpose(1, 2), cos, sin)
-        k_BHSD = _rotated(k_BTHD.transpose(1, 2), cos, sin)
-
+        k_BHSD = self._rotated(k_BTHD, positions_BT)
         after, mask_BS = None, mask_BT
         if state is not None:
             mask_BS = _joined(state, mask_BT, batch, length)
             k_BHSD, v_BHSD, after = self._advanced(state, k_BHSD, v_BHSD, mask_BS, mask_BT)
-        self.kernel_used = backend = "torch" if self.backend == "auto" else self.backend
-        out_BHTD = attention(
-            q_BHTD,
-            k_BHSD,
-            v_BHSD,
-            window=self.window,
-            mask_BS=mask_BS,
-            sinks_H=self.sinks,
-            sigmoid=self.sigmoid,
-            backend=backend,
-        )
-        return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, length, -1)), after
-
-    def _rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, (B or 1, 1, T, head_dim / 2) each."""
-        frequencies = self.rope.frequencies(self.head_dim, positions_BT.device)
-        angles = (positions_BT[..., None].float() * frequencies)[:, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        seen = KeysValues(k_BHSD, v_BHSD, positions_BT, mask_BS)
+        if lent is not None:
+            lent.append(seen)
+        return self._attended(hidden_BTD, seen), after
 
     def _advanced(
         self,
@@ -226,6 +263,12 @@ class SoftmaxAttention(Mixer):
         return k_BHSD, v_BHSD, AttentionState(*kept, seen_B, kept_mask_BS, room, start + first)
 
 
+def rope_needed(rope: Rope | None, layer_index: int) -> Rope:
+    if rope is None:
+        raise InputError(f"layer {layer_index}: softmax attention needs a rotary embedding, pass rope")
+    return rope
+
+
 def _positions(
     length: int, state: AttentionState | None, mask_BT: Tensor | None, device: torch.device
 ) -> Tensor:
@@ -243,9 +286,3 @@ def _joined(state: AttentionState, mask_BT: Tensor | None, batch: int, length: i
     )
     now = state.seen_B.new_ones((batch, length), dtype=torch.bool) if mask_BT is None else mask_BT
     return torch.cat((before, now), dim=1)
-
-
-def _rotated(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (first half, second half) turned by its angle."""
-    first, second = x_BHTD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
