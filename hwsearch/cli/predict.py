@@ -18,6 +18,7 @@ from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.weights import WEIGHT_BYTES
 from hwsearch.errors import InfeasibleError, InputError
+from hwsearch.pipeline.blocks import load_blocks, with_blocks
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.references import architecture_named
@@ -80,19 +81,23 @@ def command(
 ) -> None:
     """Latency with its 90% interval, throughput, memory and the largest batch, layer by layer.
 
-    batch=max in the workload stands for the largest batch that fits.
+    batch=max in the workload stands for the largest batch that fits. Where --device is a cost model that holds layers
+    measured whole at this workload, the latency is their sum.
     """
     if plot is not None and sweep is None:
         raise InputError("--plot draws a sweep: add for example --sweep context=4k..256k")
     architectures = [architecture_named(name) for name in (arch, *compare)]
     profile = host_named(host)
     model = cost_model_named(device)
+    # Blocks hold the framework's own time; another host than the default is a question about operators.
+    measured = load_blocks(Path(device)) if host == ENGINE.name and Path(device).is_dir() else None
     asked, largest = read_workload(workload, dtype=model.dtype)
 
     def cost_of(architecture: Architecture, at: Workload) -> ModelCost:
         if largest:
             at = _filled(architecture, at, model=model, host=profile, tp=tp, weights=weights)
-        return model_cost(architecture, at, model=model, host=profile, tp=tp, weights=weights)
+        cost = model_cost(architecture, at, model=model, host=profile, tp=tp, weights=weights)
+        return with_blocks(cost, measured)
 
     if sweep is not None:
         swept, values = read_sweep(sweep)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -22,6 +24,7 @@ from hwsearch.profilers.environment import default_dtype, torch_device
 from hwsearch.profilers.rows import subject_of
 from hwsearch.profilers.run import Progress
 from hwsearch.profilers.store import Store
+from hwsearch.search.executors import Executor, RayExecutor
 
 __all__ = ["command"]
 
@@ -70,6 +73,17 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
     help="With --space and a grid: also measure its layers whole, each as it runs inside a model.",
 )
 @click.option("--dtype", help="float32 by default on a CPU, bfloat16 on CUDA.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who shares the operators: the devices of this machine, or workers of one such device each on the Ray cluster "
+    "at RAY_ADDRESS.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="How many Ray workers, where RAY_ADDRESS names no cluster."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it would take.")
 @measuring_options
 @seed_option
@@ -89,6 +103,8 @@ def command(
     workloads: tuple[str, ...],
     start: str | None,
     dtype: str | None,
+    executor: str,
+    workers: int | None,
     dry_run: bool,
     seed: int,
     as_json: bool,
@@ -126,6 +142,7 @@ def command(
         bases=bases,
         workloads=workloads,
         source=None if start is None else cost_model_named(start),
+        workers=_workers(executor, workers, gpus=0 if devices[0] == "cpu" else 1),
     )
     task.check()
     if dry_run:
@@ -153,6 +170,17 @@ def command(
         emit_json(profiled_json(profiled, measurements, whole, plan, output))
     else:
         print_profiled(profiled, measurements, whole, output)
+
+
+def _workers(executor: str, workers: int | None, *, gpus: int) -> Callable[[], Executor] | None:
+    """What opens the workers; None where the devices of this machine are enough. InputError for a contradiction."""
+    if executor == "local":
+        if workers is not None:
+            raise InputError(
+                "--workers belongs to --executor ray; on this machine --device is repeated instead"
+            )
+        return None
+    return lambda: RayExecutor(workers or 1, address=os.environ.get("RAY_ADDRESS"), gpus=gpus)
 
 
 def read_percent(text: str) -> float:

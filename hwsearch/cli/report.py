@@ -60,6 +60,8 @@ def model_cost_json(cost: ModelCost, model: CostModel) -> dict[str, Any]:
         "latency_ms": cost.latency.median_ms,
         "latency_ms_low": cost.latency.low_ms,
         "latency_ms_high": cost.latency.high_ms,
+        "predicted_from": cost.predicted_from,
+        "latency_ms_from_operators": cost.operators_ms,
         "time_to_first_token_ms": cost.time_to_first_token_ms,
         "throughput_tokens_per_s": cost.throughput_tokens_per_s,
         "latency_ms_by_operator": cost.latency.by_operator,
@@ -107,7 +109,7 @@ def _share_json(share: Share, cost: ModelCost) -> dict[str, Any]:
     return {
         "kernels": share.kernels,
         "latency_ms": share.latency_ms,
-        "latency_share": share.latency_ms / cost.latency.median_ms,
+        "latency_share": share.latency_ms / cost.operators_ms,
         "bound": share.bound,
         "latency_ms_by_bound": share.ms_by_bound,
         "roofline_ms": share.roofline_ms,
@@ -147,10 +149,13 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     each = " on each device" if cost.tp > 1 else ""
     what = "whole prefill: time to first token" if cost.time_to_first_token_ms else "one decode step"
     lines = [
-        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted, {what}"),
+        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, {_interval(cost)}; predicted, {what}"),
         ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
         ("host", f"{cost.host.label}" + (f"; {milliseconds(cost.host_ms)} ms" if cost.host_ms else "")),
-        ("time by source", ", ".join(f"{source} {ms / total:.0%}" for source, ms in t.by_provenance.items())),
+        (
+            "time by source",
+            ", ".join(f"{source} {ms / cost.operators_ms:.0%}" for source, ms in t.by_provenance.items()),
+        ),
         ("embedding, LM head", f"{milliseconds(cost.embedding_ms)} ms, {milliseconds(cost.head_ms)} ms"),
         ("parameters", f"{a.parameters / 1e9:.3f} B"),
         ("cache per sequence", size(a.cache_bytes(w.context, w.element_bytes))),
@@ -177,6 +182,12 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
         to.print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
 
 
+def _interval(cost: ModelCost) -> str:
+    return (
+        "90% interval" if cost.predicted_from == "operators" else "fastest and slowest visits to its layers"
+    )
+
+
 def _memory_parts(memory: Memory) -> str:
     weights = [(f"weights ({dtype})", held) for dtype, held in memory.weight_bytes_by_dtype.items()]
     parts = [
@@ -192,7 +203,7 @@ def _memory_parts(memory: Memory) -> str:
 
 def _print_attribution(cost: ModelCost, *, to: Console) -> None:
     """Where the time goes, what bounds it, and how much of the roofline is reached."""
-    total = cost.latency.median_ms
+    total = cost.operators_ms
     shown = table("where the time goes", "operator", "kernels", "ms", "share", "bound by", "of roofline")
     for kind, share in sorted(cost.latency.shares.items(), key=lambda item: -item[1].latency_ms):
         bounds = sorted(share.ms_by_bound.items(), key=lambda item: -item[1])

@@ -66,6 +66,7 @@ def _point(cost: ModelCost) -> dict[str, Any]:
         "latency_ms": cost.latency.median_ms,
         "latency_ms_low": cost.latency.low_ms,
         "latency_ms_high": cost.latency.high_ms,
+        "predicted_from": cost.predicted_from,
         "throughput_tokens_per_s": cost.throughput_tokens_per_s,
         "memory_bytes": cost.memory.total_bytes,
         "max_batch": cost.memory.max_batch,
@@ -98,7 +99,7 @@ def print_sweep(series: Series, swept: str, values: Sequence[int], *, model: Cos
                 f"{cost.throughput_tokens_per_s:,.0f}",
                 size(cost.memory.total_bytes) + ("" if cost.memory.fits else " does not fit"),
                 str(cost.memory.max_batch),
-                f"{kind} {ms / latency.median_ms:.0%}",
+                f"{kind} {ms / cost.operators_ms:.0%}",
             )
     to.print(shown)
 

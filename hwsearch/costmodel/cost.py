@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hwsearch.costmodel.attribution import Share
@@ -64,7 +65,8 @@ class ModelCost:
 
     tp: how many devices share it; the latency is that of all of them together, layers and memory are those of one.
     weights: the format of quantised weights, or None. host_ms: what the host needs to launch everything; part of the
-    latency only where it exceeds device time.
+    latency only where it exceeds device time. predicted_from: what the latency is the sum of, "operators", or "blocks"
+    of layers measured whole; all other times are by operators.
     """
 
     architecture: Architecture
@@ -79,6 +81,12 @@ class ModelCost:
     head_ms: float
     memory: Memory
     notes: tuple[str, ...]
+    predicted_from: str = "operators"
+
+    @property
+    def operators_ms(self) -> float:
+        """The sum over operators and what the host adds, whatever the latency was predicted from."""
+        return math.fsum(self.latency.by_provenance.values())
 
     @property
     def throughput_tokens_per_s(self) -> float:

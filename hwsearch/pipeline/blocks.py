@@ -15,7 +15,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwsearch.costmodel.cost import ModelCost
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Execution
@@ -40,7 +41,7 @@ from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import read_json
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["BlockTable", "BlockTime", "asked_blocks", "check_standing_alone", "load_blocks"]
+__all__ = ["BlockTable", "BlockTime", "asked_blocks", "check_standing_alone", "load_blocks", "with_blocks"]
 
 _FILE = "blocks.json"
 _CACHES = 8  # what lies behind so many times the last cache is as far away as it gets
@@ -270,6 +271,30 @@ def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: D
         sizes = pass_bytes_of_space(space, workload, most_bytes=_CACHES * device.l2_bytes)
         asked |= dict.fromkeys(block.among(size) for block in blocks for size in sizes)
     return list(asked)
+
+
+def with_blocks(cost: ModelCost, blocks: BlockTable | None) -> ModelCost:
+    """A prediction with its latency from measured blocks, where they cover it; as it is elsewhere.
+
+    They were measured on one device, with weights in the workload's dtype. The notes say which of the two it is.
+    """
+    if blocks is None or cost.tp > 1 or cost.weights is not None:
+        return cost
+    missing = blocks.missing(cost.architecture, cost.workload)
+    if missing:
+        note = f"by operators: {len(missing)} blocks are not measured, the first is {missing[0]}"
+        return replace(cost, notes=(*cost.notes, note))
+    found = blocks.predict(cost.architecture, cost.workload)
+    note = (
+        f"latency is the sum of layers measured whole ({blocks.device_name}, {blocks.execution}); all other times are "
+        f"by operators, which add up to {cost.operators_ms:.4g} ms"
+    )
+    return replace(
+        cost,
+        latency=replace(cost.latency, median_ms=found.median_ms, low_ms=found.low_ms, high_ms=found.high_ms),
+        notes=(note, *cost.notes),
+        predicted_from="blocks",
+    )
 
 
 def load_blocks(path: Path) -> BlockTable | None:

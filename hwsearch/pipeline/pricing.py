@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from hwsearch.costmodel.compose import model_cost
-from hwsearch.costmodel.cost import Latency
 from hwsearch.costmodel.model import CostModel
-from hwsearch.pipeline.blocks import BlockTable, BlockTime
+from hwsearch.pipeline.blocks import BlockTable, with_blocks
 from hwsearch.pipeline.search_task import cost_budgets, latency_cost, memory_cost
 from hwsearch.pipeline.training_cost import path_training
 from hwsearch.search.problem import Budget, Objective, Problem
@@ -54,19 +53,15 @@ class Pricing:
 
     def price(self, architecture: Architecture, *, batch: int, context: int) -> dict[str, Any]:
         """Predicted costs as JSON values; batch and context: what training is priced at."""
-        cost = model_cost(architecture, self.workload, model=self.model)
-        latency: Latency | BlockTime = cost.latency
-        covered = self.blocks is not None and not self.blocks.missing(architecture, self.workload)
-        if self.blocks is not None and covered:
-            latency = self.blocks.predict(architecture, self.workload)
+        cost = with_blocks(model_cost(architecture, self.workload, model=self.model), self.blocks)
         training = path_training(architecture, model=self.model, batch=batch, context=context)
         return {
             "parameters": architecture.parameters,
-            "predicted_from": "blocks" if covered else "operators",
-            "latency_ms": latency.median_ms,
-            "latency_ms_low": latency.low_ms,
-            "latency_ms_high": latency.high_ms,
-            "throughput_tokens_per_s": self.workload.tokens / latency.median_ms * 1e3,
+            "predicted_from": cost.predicted_from,
+            "latency_ms": cost.latency.median_ms,
+            "latency_ms_low": cost.latency.low_ms,
+            "latency_ms_high": cost.latency.high_ms,
+            "throughput_tokens_per_s": cost.throughput_tokens_per_s,
             "memory_bytes": cost.memory.total_bytes,
             "cache_bytes_per_sequence": architecture.cache_bytes(
                 self.workload.context, self.workload.element_bytes

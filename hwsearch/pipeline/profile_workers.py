@@ -47,7 +47,7 @@ class Piecework:
                 measure_all(store, bench, operators, seed=self.setup.seed, visits=self.visits)
             else:
                 raise DataError(
-                    f"a worker has a {bench.environment.device_name}, the profile is of a {self.spec.device_name}: "
+                    f"a worker runs on {bench.environment.device_name}, the profile is of {self.spec.device_name}: "
                     "give it workers of one model"
                 )
             return store.measurements()

@@ -2,8 +2,10 @@
 
 glibc hands large blocks back to the system when they are freed, and asks for them again, page by page, in the next
 call. What is large it decides by what the process freed before (mallopt(3), M_MMAP_THRESHOLD), so that the same decode
-step takes half as long again in a process with another past. Allocators in use beside torch (jemalloc, tcmalloc), and
-torch's own on CUDA, keep freed memory; so does glibc once it is told to.
+step takes half as long again in a process with another past. Here only blocks beyond the largest threshold that it
+knows are handed back, in every process. Allocators in use beside torch (jemalloc, tcmalloc), and torch's own on CUDA,
+keep freed memory too. To keep blocks of any size would need many times their memory: glibc before 2.38 seldom uses an
+aligned block again at once.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from pathlib import Path
 
 __all__ = ["keep_freed_memory", "peak_resident"]
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of mallopt's parameters
-_NEVER = -1
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters
+_NEVER, _LARGEST = -1, 32 << 20
 
 
 @cache
 def keep_freed_memory() -> None:
-    """From now on let this process keep what it frees and use it again; nothing where the C library is not glibc."""
+    """From now on let this process keep blocks below 32 MiB that it frees; nothing where the C library is not glibc."""
     mallopt = _of_libc("mallopt")
     if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, _NEVER)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from hwsearch.cli.main import run
+from hwsearch.costmodel.model import CostModel
 from hwsearch.pipeline.blocks import BlockTable, load_blocks
+from hwsearch.profilers.store import Store
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 from tests.cli.conftest import Call
@@ -98,6 +100,37 @@ def test_measured_blocks_are_part_of_a_saved_model(folder: Path, tmp_path: Path)
     table.save(tmp_path)
     assert BlockTable.load(tmp_path) == table
     assert BlockTable.load(folder) is None
+
+
+def test_predict_takes_the_latency_from_measured_blocks_where_there_are_all(
+    hwsearch: Call, folder: Path, tmp_path: Path
+) -> None:
+    table = load_blocks(folder / "tiny.db")
+    assert table is not None
+    with Store.open(folder / "tiny.db") as store:
+        device = store.device()
+    empty = CostModel(
+        device=device, runtime=table.runtime, dtype="float32", source="nothing", seed=0, families={}
+    )
+    empty.save(tmp_path / "made")
+    table.save(tmp_path / "made")
+    space = space_named(str(folder / "space.json"), base_named(str(folder / "tiny")))
+    architecture = space.decode([0, 1], name="mixed")
+    (tmp_path / "mixed.json").write_text(architecture.to_json())
+    command = ["predict", "--arch", tmp_path / "mixed.json", "--device", tmp_path / "made", "--workload"]
+    (workload,) = (each for each in table.workloads if each.phase == "decode")
+    asked = WORKLOADS[1]
+    found = hwsearch(*command, asked, "--json").json
+    assert found["predicted_from"] == "blocks"
+    assert found["latency_ms"] == pytest.approx(table.predict(architecture, workload).median_ms)
+    assert found["latency_ms_from_operators"] != found["latency_ms"]
+    assert "layers measured whole" in found["notes"][0]
+    assert "fastest and slowest visits" in hwsearch(*command, asked).out
+    other = hwsearch(*command, "decode:batch=3,context=24", "--json").json
+    assert other["predicted_from"] == "operators"
+    assert other["latency_ms"] == pytest.approx(other["latency_ms_from_operators"])
+    assert "blocks are not measured" in other["notes"][-1]
+    assert hwsearch(*command, asked, "--host", "hf-eager", "--json").json["predicted_from"] == "operators"
 
 
 def test_stores_are_joined_and_exported(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
