@@ -92,6 +92,15 @@ def test_bad_tables_are_one_line_and_write_nothing(
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+def test_a_place_that_holds_something_else_is_refused_before_the_table_is_read(
+    hwsearch: Call, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert "exists and is not a cost model" in hwsearch("fit", tmp_path / "none.csv", "-o", notes).complaint
+    assert notes.read_text() == "mine"
+
+
 def test_a_table_that_excel_marked_as_unicode_is_read(hwsearch: Call, tmp_path: Path) -> None:
     path = _write(tmp_path / "t.csv", _rows())
     path.write_text(path.read_text(), encoding="utf-8-sig")
