@@ -52,17 +52,8 @@ def run(work: Path, teacher: Path, *, workload: str, share: float, seed: int, fu
         hwsearch("teacher", "data", "-o", data)
     if not model.exists():
         space_file(work / "space.json", teacher)
-        training = "prefill:batch=16,context=128"
-        asked = [
-            "--workload",
-            workload,
-            "--workload",
-            training,
-            "--space",
-            work / "space.json",
-            "--base",
-            teacher,
-        ]
+        hwsearch("profile", "--device", "cpu", "--points", 240, "--visits", 1, "-o", work / "cpu.db")
+        asked = ["--workload", workload, "--space", work / "space.json", "--base", teacher]
         hwsearch("profile", "--device", "cpu", *asked, "-o", work / "cpu.db")
         hwsearch("fit", work / "cpu.db", "-o", model)
     (work / "teacher.json").write_text(

@@ -16,6 +16,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "OutputError",
+    "plainly",
     "unknown_name",
 ]
 
@@ -56,3 +57,10 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name.lower(), lowered, n=1)
     hint = f"did you mean {lowered[near[0]]}? " if near else ""
     return InputError(f"unknown {what} {name!r}: {hint}known: {', '.join(names)}")
+
+
+def plainly(error: Exception) -> str:
+    """What an exception of the system or a library says, without error numbers, codecs and the path once more."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -92,10 +92,11 @@ def _profile(
 
     execution: Execution = options.execution
     with Store.open(path, create=True) as store:
+        profile(store, [], device=options.device)  # the device's ceilings
         profile(
             store,
             [],
-            blocks=asked_blocks(space, workloads),
+            blocks=asked_blocks(space, workloads, device=store.device()),
             device=options.device,
             seed=options.seed,
             visits=options.visits,

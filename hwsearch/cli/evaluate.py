@@ -23,7 +23,7 @@ from hwsearch.cli.output import (
 )
 from hwsearch.costmodel.accuracy import OperatorErrors
 from hwsearch.costmodel.devices import DEVICES
-from hwsearch.costmodel.evaluate import Evaluation, WorstRow, evaluate
+from hwsearch.costmodel.evaluate import LEAST_JUDGED, Evaluation, WorstRow, evaluate
 from hwsearch.costmodel.model import MEASURED, PROVENANCES, CostModel
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import KINDS, dtype_bytes
@@ -57,6 +57,7 @@ def command(*, model: str, file: Path, as_is: bool, unit: str, seed: int, as_jso
     own = None if saved.device.name in DEVICES else saved.device
     rows = load_rows(file, unit=unit, ceilings=own)
     foreign = _check_origin(rows, saved, file=file, model=model, as_is=as_is)
+    rows = rows if as_is else rows.without_small(LEAST_JUDGED)
     try:
         with working("judging" if as_is else "fitting on 80% of the rows"):
             judged = evaluate(saved, rows.tables, as_is=as_is, seed=seed, foreign=foreign)

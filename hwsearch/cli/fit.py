@@ -14,7 +14,7 @@ from hwsearch.cli.evaluate import errors_table, evaluation_json, print_evaluatio
 from hwsearch.cli.options import seed_option, unit_option
 from hwsearch.cli.output import console, emit_json, json_option, print_counts, table, working
 from hwsearch.costmodel.device_file import read_device
-from hwsearch.costmodel.evaluate import Evaluation, evaluate
+from hwsearch.costmodel.evaluate import LEAST_JUDGED, Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.storage import check_place
 from hwsearch.costmodel.transfer import Gate
@@ -61,7 +61,7 @@ def command(
 
     FILE is a store that `hwsearch profile` or `hwsearch import` wrote, or a table or folder of AIConfigurator
     or Vidur. The errors shown come from a second fit on 80% of the rows, judged on the other 20%; the saved model uses
-    all.
+    all. Kinds of operator with fewer than 15 rows are not fitted: counted here, and rooflines in predictions.
 
     With --from, the model starts from another one, and cross-validation decides for each kind of operator how
     much of it to keep; kinds without rows are carried over under the new ceilings and flagged as unmeasured.
@@ -83,6 +83,7 @@ def command(
             model, gates = transfer_rows(rows, source=source, seed=seed)
         _finish(model, source, gates, rows, output=output, as_json=as_json)
         return
+    rows = rows.without_small(LEAST_JUDGED)
     with working("fitting"):
         model = fit_rows(rows, seed=seed)
     with working("judging the recipe on held-out rows"):

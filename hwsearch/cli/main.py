@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from hwsearch import __version__
-from hwsearch.errors import HwsearchError
+from hwsearch.errors import HwsearchError, plainly
 
 __all__ = ["cli", "run"]
 
@@ -80,6 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (HwsearchError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        click.echo(f"error: {where}{plainly(error)}", err=True)
         return 1
     return status if isinstance(status, int) else 0

@@ -85,8 +85,11 @@ _BLOCKS = "gated_delta_net,jet_block,gla"
 @click.option("--items", default=100, show_default=True, type=click.IntRange(min=1),
               help="Items of each task that choose; the others judge the result.")  # fmt: skip
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Of the weights; default: the checkpoint's."
+    "--dtype",
+    type=click.Choice(list(DTYPE_BYTES)),
+    help="Of the weights; default: the checkpoint's on a GPU, float32.",
 )
+@click.option("--train-device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
 @click.option(
     "--workers",
     default=1,
@@ -119,6 +122,7 @@ def command(
     length: int | None,
     items: int,
     dtype: str | None,
+    train_device: str,
     workers: int,
     output: Path,
     seed: int,
@@ -136,14 +140,17 @@ def command(
     from hwsearch.models.checkpoint import Checkpoint
     from hwsearch.pipeline.blocks import load_blocks
     from hwsearch.pipeline.models import cost_model_named
-    from hwsearch.pipeline.postnas import Plan, Postnas
+    from hwsearch.pipeline.postnas import Postnas
+    from hwsearch.pipeline.postnas_plan import Plan
     from hwsearch.pipeline.postnas_report import write_report
     from hwsearch.search.executors import ProcessExecutor
-    from hwsearch.surrogate.supernet_folder import SupernetSettings
+    from hwsearch.surrogate.processes import device_named
+    from hwsearch.surrogate.supernet_settings import SupernetSettings
     from hwsearch.surrogate.teacher import TASKS, teacher_folder
     from hwsearch.surrogate.training import Recipe, Stage
 
     quiet_transformers()
+    place = device_named(train_device)
     bounds = tuple(parse_budget(text) for text in budgets)
     for bound in bounds:
         if bound.metric in COUNTED_KINDS:
@@ -175,7 +182,7 @@ def command(
             ),
             batch=batch,
             length=length or min(1024, base.max_position_embeddings),
-            dtype=dtype,
+            dtype=dtype or ("float32" if place.type == "cpu" else None),
         ),
         candidate=Recipe(
             a=Stage(steps=proxy_steps // 2, learning_rate=2e-3),
@@ -208,6 +215,7 @@ def command(
             blocks=load_blocks(Path(device)) if Path(device).is_dir() else None,
             executor=lambda: ProcessExecutor(workers),
             threads=max(torch.get_num_threads() // workers, 1),
+            train_device=str(place),
             tell=tell,
             on_step=advance,
         )

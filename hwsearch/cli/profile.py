@@ -15,6 +15,7 @@ from hwsearch.errors import InputError
 from hwsearch.operators import dtype_bytes
 from hwsearch.pipeline.active import PLANS, CurvePoint, Plan, Stop
 from hwsearch.pipeline.models import cost_model_named
+from hwsearch.pipeline.profile_estimate import estimate
 from hwsearch.pipeline.profiling import DEFAULT_POINTS, Profile
 from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.environment import default_dtype, torch_device
@@ -128,11 +129,11 @@ def command(
     )
     task.check()
     if dry_run:
-        estimate = task.estimate(output)
+        expected = estimate(task, output)
         if as_json:
-            emit_json(estimate_json(estimate, output))
+            emit_json(estimate_json(expected, output))
         else:
-            print_estimate(estimate, task)
+            print_estimate(expected, task)
         return
     with Store.open(output, create=True) as store, progress() as bar:
         shown = bar.add_task("measuring", total=None, status="")

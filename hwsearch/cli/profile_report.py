@@ -9,7 +9,8 @@ from typing import Any
 from hwsearch.cli.output import console, milliseconds, note, table
 from hwsearch.operators import KINDS
 from hwsearch.pipeline.active import CurvePoint, Plan
-from hwsearch.pipeline.profiling import Estimate, Profile, Profiled
+from hwsearch.pipeline.profile_estimate import Estimate
+from hwsearch.pipeline.profiling import Profile, Profiled
 from hwsearch.records import Measurement, Sampled
 from hwsearch.searchspace.block import BlockMeasurement
 

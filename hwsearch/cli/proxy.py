@@ -12,7 +12,7 @@ from hwsearch.cli.output import console, emit_json, json_option, progress, quiet
 from hwsearch.cli.scores import score_json, score_table
 from hwsearch.errors import InputError
 from hwsearch.models import require_transformers
-from hwsearch.search.executors import ProcessExecutor
+from hwsearch.search.executors import ProcessExecutor, visible_devices
 from hwsearch.searchspace.references import architecture_named
 
 __all__ = ["command"]
@@ -34,9 +34,16 @@ __all__ = ["command"]
 )
 @click.option("--metric", default="mean_loss", show_default=True, help="TASK.accuracy, TASK.loss, kl, ...")
 @click.option("--items", type=click.IntRange(min=1), help="Of each task; default: all.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one by default.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The teacher, if it has moved.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="cpu, or a CUDA device such as cuda:0; repeat it for a process on each of several.",
+)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the candidates."
 )
@@ -51,9 +58,9 @@ def command(
     halving: int,
     metric: str,
     items: int | None,
-    workers: int,
+    workers: int | None,
     source: Path | None,
-    device: str,
+    devices: tuple[str, ...],
     output: Path,
     seed: int,
     as_json: bool,
@@ -65,10 +72,20 @@ def command(
     """
     require_transformers(purpose="hwsearch proxy")
     quiet_transformers()
+    import torch
+
+    from hwsearch.surrogate.candidate import CandidateTraining
     from hwsearch.surrogate.processes import device_named
     from hwsearch.surrogate.proxy import ProxyJob, ProxyResult, proxy_recipe, proxy_training
     from hwsearch.surrogate.supernet_folder import SupernetFolder
 
+    placed = [str(device_named(device)) for device in devices]
+    if len(devices) > 1:
+        if workers:
+            raise InputError(
+                f"--workers {workers} and several --device: each has one process, leave --workers out"
+            )
+        placed = ["cuda"]  # the only one that a process sees
     folder = SupernetFolder(supernet, checkpoint=source)
     settings = folder.settings
     per_step = settings.batch * settings.length * settings.recipe.accumulate
@@ -80,20 +97,20 @@ def command(
         if genome in names:
             raise InputError(f"{text} and {names[genome]} are the same architecture: leave one of them out")
         names[genome] = text
+    own = visible_devices(devices) if len(devices) > 1 else ()
+    processes = len(own) or workers or 1
+    training = CandidateTraining(
+        supernet=supernet,
+        recipe=recipe,
+        items=items,
+        device=placed[0],
+        checkpoint=source,
+        threads=max(torch.get_num_threads() // processes, 1),
+    )
     jobs = [
-        ProxyJob(
-            supernet=supernet,
-            genome=genome,
-            recipe=recipe,
-            steps=recipe.b.steps,
-            output=output,
-            items=items,
-            device=str(device_named(device)),
-            checkpoint=source,
-        )
-        for genome in names
+        ProxyJob(training=training, genome=genome, steps=recipe.b.steps, output=output) for genome in names
     ]
-    pool = ProcessExecutor(workers) if workers > 1 else nullcontext()
+    pool = ProcessExecutor(processes, devices=own) if processes > 1 else nullcontext()
     with pool as executor, progress() as bar:
         row = bar.add_task("training candidates", total=None, status="")
 

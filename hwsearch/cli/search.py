@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,13 +15,13 @@ from hwsearch.cli.options import device_option, seed_option, workload_option
 from hwsearch.cli.output import console, emit_json, json_option, note, progress
 from hwsearch.cli.search_report import Found
 from hwsearch.cli.search_supernet import search_supernet
+from hwsearch.cli.workers import executor_of, worker_options
 from hwsearch.errors import HwsearchError, InputError
 from hwsearch.pipeline.measured import MeasuredQuality, measured_quality
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.pipeline.search_task import search_task
 from hwsearch.search.engine import GENERATIONS, POPULATION, Progress, Solver, search
 from hwsearch.search.evaluation import Evaluator
-from hwsearch.search.executors import Executor, ProcessExecutor, RayExecutor
 from hwsearch.search.study import Evaluation, Study
 from hwsearch.searchspace.bases import Base, base_named
 from hwsearch.searchspace.budget import parse_budget
@@ -101,16 +100,7 @@ _SCORED = 64  # the same of a supernet, where a predictor chooses them
     help=f"At most so many, in place of --generations; {_MEASURED} by default where quality is measured, {_SCORED} of "
     "a supernet.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Evaluate so many architectures at once where quality is measured; sums of sweeps take no time to share.",
-)
-@click.option(
-    "--executor",
-    type=click.Choice(["local", "ray"]),
-    help="Where workers run: processes here (the default), or Ray, on the cluster at RAY_ADDRESS or one of its own.",
-)
+@worker_options
 @seed_option
 @json_option
 def command(
@@ -133,6 +123,7 @@ def command(
     generations: int | None,
     evaluations: int | None,
     workers: int | None,
+    worker_devices: tuple[str, ...],
     executor: str | None,
     seed: int,
     as_json: bool,
@@ -161,7 +152,8 @@ def command(
             metric=metric,
             items=items,
             evaluations=evaluations or _SCORED,
-            executor=_executor(executor, workers or 1),
+            executor=executor_of(executor, workers=workers, devices=worker_devices),
+            worker_device="cuda" if worker_devices else "cpu",
             output=output,
             resume=resume,
             seed=seed,
@@ -189,13 +181,13 @@ def command(
     if measured and generations is None and evaluations is None and solver != "beam":
         evaluations = _MEASURED
         note(f"at most {_MEASURED} architectures are evaluated: more by --evaluations")
-    if not measured and (workers or executor):
+    if not measured and (workers or worker_devices or executor):
         note(
             "workers are not started: every cost of this search is a table look-up, which takes less time than to send "
             "it; they serve a quality that is measured (--quality MODULE:FUNCTION)"
         )
     settings = {**task.identity, "quality": quality, "preset": preset, "budgets": list(budgets)}
-    pool = _executor(executor, workers or 1) if measured else None
+    pool = executor_of(executor, workers=workers, devices=worker_devices) if measured else None
     with (
         Study.open(output, settings=settings, resume=resume) as study,
         pool or nullcontext(),
@@ -251,12 +243,6 @@ def _assumptions(texts: Sequence[str]) -> dict[str, float]:
         if not equals:
             raise InputError(f"--assume {text}: write KIND=SHARE, for example sliding_window_attention=0.5")
     return found
-
-
-def _executor(kind: str | None, workers: int) -> Executor:
-    if kind == "ray":
-        return RayExecutor(workers, address=os.environ.get("RAY_ADDRESS"))
-    return ProcessExecutor(workers)
 
 
 class _Watch:

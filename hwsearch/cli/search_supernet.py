@@ -33,12 +33,16 @@ def search_supernet(
     items: int,
     evaluations: int,
     executor: Executor,
+    worker_device: str,
     output: Path,
     resume: bool,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Search the space of the supernet in a folder and print the trade-offs."""
+    """Search the space of the supernet in a folder and print the trade-offs.
+
+    worker_device: where the executor's workers score.
+    """
     require_transformers(purpose="a search with a supernet")
     quiet_transformers()
     from hwsearch.pipeline.supernet_search import supernet_search
@@ -50,6 +54,7 @@ def search_supernet(
         budgets=[parse_budget(text) for text in budgets],
         metric=metric,
         items=items,
+        worker_device=worker_device,
     )
     with Study.open(output, settings=task.identity, resume=resume) as study, progress() as bar:
         row = bar.add_task("searching", total=evaluations, status="")

@@ -134,8 +134,9 @@ def command(
     require_transformers(purpose="hwsearch supernet")
     quiet_transformers()
     from hwsearch.models.checkpoint import Checkpoint
-    from hwsearch.surrogate.processes import is_first, joined, wait
-    from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings
+    from hwsearch.surrogate.processes import device_named, is_first, joined, wait
+    from hwsearch.surrogate.supernet_folder import SupernetFolder
+    from hwsearch.surrogate.supernet_settings import SupernetSettings
     from hwsearch.surrogate.teacher import TASKS, teacher_folder
     from hwsearch.surrogate.teacher_recipe import TeacherRecipe
     from hwsearch.surrogate.training import Recipe, Stage
@@ -156,7 +157,7 @@ def command(
         ),
         batch=batch,
         length=length or (TeacherRecipe().length if tiny else min(1024, base.max_position_embeddings)),
-        dtype=dtype or ("float32" if device == "cpu" else None),
+        dtype=dtype or ("float32" if device_named(device).type == "cpu" else None),
         train_attention=train_attention,
     )
     if not tiny and (not data or tasks is None):

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hwsearch.errors import DataError
+from hwsearch.errors import DataError, plainly
 from hwsearch.records import DeviceSpec
 
 __all__ = ["DEVICE_FILE_KEYS", "is_device_file", "read_device"]
@@ -50,7 +50,7 @@ def read_device(path: Path) -> DeviceSpec:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the device file {path} ({error}); {asked}") from error
+        raise DataError(f"cannot read the device file {path} ({plainly(error)}); {asked}") from error
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path} is neither JSON nor TOML ({error}); {asked}") from error
     if not isinstance(content, dict):

@@ -20,9 +20,12 @@ from hwsearch.costmodel.tables import Table, Tables, split_table
 from hwsearch.errors import DataError
 from hwsearch.operators import Operator
 
-__all__ = ["Evaluation", "WorstRow", "evaluate"]
+__all__ = ["LEAST_JUDGED", "Evaluation", "WorstRow", "evaluate"]
 
 _HELD_OUT = 0.2
+LEAST_JUDGED = math.ceil(
+    LEAST_ROWS / (1 - _HELD_OUT)
+)  # rows of a kind to fit on a part and judge on the rest
 _WORST = 10
 
 
@@ -107,12 +110,11 @@ def _refitted(model: CostModel, tables: Tables, *, seed: int) -> tuple[CostModel
     """The recipe of a model fitted on a part of every table, and the rest of them."""
     fitted: dict[str, Table] = {}
     held: dict[str, Table] = {}
-    needed = math.ceil(LEAST_ROWS / (1 - _HELD_OUT))
     for kind, table in tables.items():
-        if len(table) < needed:
+        if len(table) < LEAST_JUDGED:
             raise DataError(
                 f"{kind}: {len(table)} measured operators; to fit on a part and judge on the rest takes at least "
-                f"{needed}: measure more (hwsearch profile --points)"
+                f"{LEAST_JUDGED}: measure more (hwsearch profile --points)"
             )
         fitted[kind], held[kind] = split_table(table, held_out=_HELD_OUT, seed=seed)
     refitted = CostModel.fit(

@@ -34,12 +34,13 @@ from hwsearch.searchspace.mixers import (
     MixerSpec,
     NoMixer,
     RetNet,
+    SharedKVAttention,
     SlidingWindowAttention,
 )
 
 __all__ = ["all_gather_ms", "all_reduce_ms", "link_bandwidth", "sharded"]
 
-S = TypeVar("S", FullAttention, SlidingWindowAttention)
+S = TypeVar("S", FullAttention, SlidingWindowAttention, SharedKVAttention)
 
 _LINK_SHARE = 0.7
 _STEP_MS = 0.0015
@@ -112,6 +113,8 @@ def _mixer(mixer: MixerSpec, tp: int) -> MixerSpec:
         case FullAttention():
             return _softmax(mixer, tp)
         case SlidingWindowAttention():
+            return _softmax(mixer, tp)
+        case SharedKVAttention():
             return _softmax(mixer, tp)
         case GatedDeltaNet():
             return mixer.replace(

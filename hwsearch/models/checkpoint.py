@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hwsearch.errors import DataError
+from hwsearch.errors import DataError, plainly
 from hwsearch.searchspace.bases import Base, base_from_config
 
 __all__ = ["TOKENIZER_FILES", "Checkpoint"]
@@ -112,7 +112,9 @@ class Checkpoint:
         try:
             return safe_open(str(file), framework="pt")
         except (OSError, SafetensorError) as error:
-            raise DataError(f"cannot read {file} as safetensors: {error}; download it again") from None
+            raise DataError(
+                f"cannot read {file} as safetensors: {plainly(error)}; download it again"
+            ) from None
 
     def _pickled(self) -> bool:
         return any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
@@ -122,7 +124,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} as JSON: {error}") from None
+        raise DataError(f"cannot read {path} as JSON: {plainly(error)}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold a JSON object")
     return content

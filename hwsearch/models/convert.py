@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,11 @@ from hwsearch.models.neutral import neutral_start
 from hwsearch.models.projections import Teacher, mapped_mixer
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.mixers import FullAttention, MixerSpec, SlidingWindowAttention
+from hwsearch.searchspace.mixers import FullAttention, MixerSpec, SharedKVAttention, SlidingWindowAttention
 
 __all__ = ["LayerOrigin", "build_model", "converted_mixer"]
 
+_Softmax: TypeAlias = FullAttention | SlidingWindowAttention | SharedKVAttention
 _QUIET_SINK = -10.0
 _NEW_STD = 0.02  # HybridConfig's initializer_range
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -180,7 +181,9 @@ def _mixer_weights(
     attention = {
         name: checkpoint.tensor(f"{prefix}self_attn.{name}") for name in _attention_names(base.mixer)
     }
-    if isinstance(spec, FullAttention | SlidingWindowAttention):
+    if isinstance(spec, SharedKVAttention):
+        attention = {name: tensor for name, tensor in attention.items() if name.startswith(("q_", "o_"))}
+    if isinstance(spec, FullAttention | SlidingWindowAttention | SharedKVAttention):
         if _same_softmax(spec, base.mixer):
             return attention, {"sinks": _quiet_sinks(spec)} if spec.sinks else {}
         return {}, _pooled(spec, base.mixer, attention)
@@ -196,19 +199,17 @@ def _attention_names(mixer: FullAttention) -> list[str]:
     return names
 
 
-def _same_softmax(mixer: FullAttention | SlidingWindowAttention, teacher: FullAttention) -> bool:
+def _same_softmax(mixer: _Softmax, teacher: FullAttention) -> bool:
     own = {"kind", "window", "sinks", "scores"}
     return mixer.model_dump(exclude=own) == teacher.model_dump(exclude=own)
 
 
-def _quiet_sinks(mixer: FullAttention | SlidingWindowAttention) -> Tensor:
+def _quiet_sinks(mixer: _Softmax) -> Tensor:
     """Sinks that take next to nothing of a softmax, so that a layer starts as its teacher."""
     return torch.full((mixer.num_heads,), _QUIET_SINK)
 
 
-def _pooled(
-    mixer: FullAttention | SlidingWindowAttention, teacher: FullAttention, attention: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _pooled(mixer: _Softmax, teacher: FullAttention, attention: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Attention with fewer key/value heads, each the mean of those it replaces; empty where more than that differs."""
     wanted, had = mixer.num_kv_heads, teacher.num_kv_heads
     if had % wanted or not _same_softmax(mixer.replace(num_kv_heads=had), teacher):

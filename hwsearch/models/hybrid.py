@@ -13,58 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from hwsearch.errors import InputError
 from hwsearch.models.cache import HybridCache
-from hwsearch.models.configuration import SHIM, SHIM_TEXT, HybridConfig, rope_of
-from hwsearch.models.ffn import ffn_for
-from hwsearch.models.mixers import mixer_for
-from hwsearch.models.mixers.base import Backend, Mixer, MixerState
+from hwsearch.models.configuration import SHIM, SHIM_TEXT, HybridConfig
+from hwsearch.models.layer import HybridLayer
+from hwsearch.models.mixers.attention import KeysValues
+from hwsearch.models.mixers.base import Backend, Mixer
 from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.architecture import Architecture
-from hwsearch.searchspace.mixers import NoMixer
 
-__all__ = ["HybridForCausalLM", "HybridLayer", "HybridModel", "hybrid_config"]
-
-
-class HybridLayer(GradientCheckpointingLayer):
-    """One layer; without a mixer it is its feed-forward network alone."""
-
-    def __init__(self, architecture: Architecture, index: int) -> None:
-        super().__init__()
-        base, spec = architecture.base, architecture.layers[index]
-        self.mixer: Mixer | None = None
-        self.input_layernorm: RMSNorm | None = None
-        if not isinstance(spec.mixer, NoMixer):
-            self.input_layernorm = RMSNorm(base.hidden_size, eps=base.rms_norm_eps)
-            self.mixer = mixer_for(
-                spec.mixer,
-                base.hidden_size,
-                layer_index=index,
-                num_layers=base.num_layers,
-                norm_eps=base.rms_norm_eps,
-                rope=rope_of(base),
-            )
-        self.post_attention_layernorm = RMSNorm(base.hidden_size, eps=base.rms_norm_eps)
-        self.mlp = ffn_for(spec.ffn, base.hidden_size)
-
-    def forward(
-        self,
-        hidden_BTD: Tensor,
-        *,
-        state: MixerState | None = None,
-        mask_BT: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> tuple[Tensor, MixerState | None]:
-        """(B, T, D) to the same, and the mixer's state after the last token where one was given."""
-        if self.mixer is not None and self.input_layernorm is not None:
-            mixed_BTD, state = self.mixer(
-                self.input_layernorm(hidden_BTD), state=state, mask_BT=mask_BT, positions_BT=positions_BT
-            )
-            hidden_BTD = hidden_BTD + mixed_BTD
-        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD)), state
+__all__ = ["HybridForCausalLM", "HybridModel", "hybrid_config"]
 
 
 class _Hybrid(PreTrainedModel):
@@ -178,9 +138,13 @@ class HybridModel(_Hybrid):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         collected = [hidden_BTD] if output_hidden_states else None
+        self._check_checkpointing()
+        lent: dict[int, KeysValues] = {}
         for index, layer in enumerate(self.layers):
             state = None if cache is None else cache.states[index]
-            hidden_BTD, state = layer(hidden_BTD, state=state, mask_BT=mask_BT, positions_BT=position_ids)
+            hidden_BTD, state = layer(
+                hidden_BTD, state=state, mask_BT=mask_BT, positions_BT=position_ids, lent=lent
+            )
             if cache is not None:
                 cache.states[index] = state
             if collected is not None:
@@ -196,6 +160,16 @@ class HybridModel(_Hybrid):
             hidden_states=None if collected is None else tuple(collected),
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _check_checkpointing(self) -> None:
+        """InputError where lent keys and values would get no gradient."""
+        if not (self.training and self.gradient_checkpointing) or set(self.config.spec.kv_sources) == {None}:
+            return
+        if self._gradient_checkpointing_func.keywords.get("use_reentrant", True):
+            raise InputError(
+                "re-entrant checkpointing loses the gradients of keys and values that shared_kv_attention reads: "
+                "pass {'use_reentrant': False}"
+            )
 
     def _cache(self, given: HybridCache | None, use_cache: bool) -> HybridCache | None:
         """The cache to use: what was given, or a new one where one is wanted."""

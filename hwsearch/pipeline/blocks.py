@@ -1,9 +1,10 @@
 """Whole models from measured blocks: what to measure for a search space, and the sum that predicts a model.
 
-A model's latency is that of its frame and its layers, each measured whole in a stack that goes through as much memory
-as a model does (profilers/stack.py), so that nothing is left to add for norms, residuals and the framework's own time.
-What unequal layers cost each other is measured too, in a mix of the space's layers: its time over the sum of theirs
-scales the sum over a model's layers. It holds for the workloads, dtype, backend and execution that were measured, and
+A model's latency is that of its frame and its layers, each measured whole in stacks that go through as much memory as
+models of the space do (profilers/stack.py), so that nothing is left to add for norms, residuals and the framework's own
+time; between these sizes latencies are interpolated along the logarithm of what the model goes through. What unequal
+layers cost each other is measured too, in a mix of the space's layers: its time over the sum of theirs scales the sum
+over a model's layers. It holds for the workloads, dtype, backend and execution that were measured, and
 for no others: what is missing is named, not guessed. A sum over operators (costmodel.compose) covers everything else.
 """
 
@@ -12,15 +13,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwsearch.errors import DataError, InputError, OutputError
 from hwsearch.profilers.store import Store
-from hwsearch.records import Execution
+from hwsearch.records import DeviceSpec, Execution
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.block import (
     Block,
@@ -28,15 +33,17 @@ from hwsearch.searchspace.block import (
     blocks_of,
     blocks_of_space,
     mix_of_space,
-    working_set_bytes,
+    pass_bytes_of,
+    pass_bytes_of_space,
 )
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import read_json
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["BlockTable", "BlockTime", "asked_blocks", "load_blocks"]
+__all__ = ["BlockTable", "BlockTime", "asked_blocks", "check_standing_alone", "load_blocks"]
 
 _FILE = "blocks.json"
+_CACHES = 8  # what lies behind so many times the last cache is as far away as it gets
 _FORMAT, _VERSION = "hwsearch measured blocks", 1
 
 
@@ -99,7 +106,24 @@ class BlockTable:
 
     def missing(self, architecture: Architecture, workload: Workload) -> list[Block]:
         """The blocks of an architecture at a workload that are not measured."""
-        return [block for block in blocks_of(architecture, workload) if block not in self.times]
+        return [block for block in blocks_of(architecture, workload) if block not in self._sizes]
+
+    def covers(self, space: SearchSpace, workload: Workload) -> bool:
+        """Whether every block that a space's models are made of is measured at a workload."""
+        return all(block in self._sizes for block in blocks_of_space(space, [workload]))
+
+    def at(self, block: Block, pass_bytes: int) -> BlockTime:
+        """A measured block (its own pass_bytes not said) in a model that goes through so many bytes.
+
+        Beyond the sizes that it was measured at, as at the nearest.
+        """
+        sizes = self._sizes[block]
+        known = np.log([size for size, _ in sizes])
+        return BlockTime(
+            median_ms=_between(pass_bytes, known, [time.median_ms for _, time in sizes]),
+            low_ms=_between(pass_bytes, known, [time.low_ms for _, time in sizes]),
+            high_ms=_between(pass_bytes, known, [time.high_ms for _, time in sizes]),
+        )
 
     def predict(self, architecture: Architecture, workload: Workload) -> BlockTime:
         """The latency of a whole model. InputError where a block of it is not measured."""
@@ -109,10 +133,11 @@ class BlockTable:
                 f"{len(missing)} blocks of {architecture.name} are not measured, the first is {missing[0]}: measure "
                 "them with hwsearch profile --space ... --workload ..."
             )
+        through = pass_bytes_of(architecture, workload)
         alike = len(set(architecture.layers)) == 1
-        factor = 1.0 if alike else self.mixing(architecture.base.hidden_size, workload)
+        factor = 1.0 if alike else self.mixing(architecture.base.hidden_size, workload, through)
         counted = [
-            (self.times[block], times * (factor if block.layers else 1.0))
+            (self.at(block, through), times * (factor if block.layers else 1.0))
             for block, times in blocks_of(architecture, workload).items()
         ]
         return BlockTime(
@@ -121,23 +146,46 @@ class BlockTable:
             high_ms=math.fsum(times * time.high_ms for time, times in counted),
         )
 
-    def mixing(self, hidden_size: int, workload: Workload) -> float:
-        """What unequal layers cost over equal ones at a workload: the median over its mixes, 1 where there is none."""
+    def mixing(self, hidden_size: int, workload: Workload, pass_bytes: int) -> float:
+        """What unequal layers cost over equal ones at a workload in a model that goes through so many bytes.
+
+        The median over the mixes that were measured, 1 where there is none.
+        """
         factors = []
-        for block, time in self.times.items():
-            if block.mix and block.workload == workload and block.hidden_size == hidden_size:
-                apart = [self._alone(layer, block) for layer in block.mix]
-                if None not in apart:
-                    factors.append(time.median_ms / math.fsum(ms for ms in apart if ms is not None))
+        for mix, sizes in self._sizes.items():
+            if mix.mix is None or mix.workload != workload or mix.hidden_size != hidden_size:
+                continue
+            layers = [self._alone(layer, mix) for layer in mix.mix]
+            if None in layers:
+                continue
+            ratios = [
+                time.median_ms / math.fsum(self.at(layer, size).median_ms for layer in layers if layer)
+                for size, time in sizes
+            ]
+            factors.append(_between(pass_bytes, np.log([size for size, _ in sizes]), ratios))
         return statistics.median(factors) if factors else 1.0
 
-    def _alone(self, layer: LayerSpec, mix: Block) -> float | None:
-        """Milliseconds of a mix's layer measured alone; None where it is not."""
+    def _alone(self, layer: LayerSpec, mix: Block) -> Block | None:
+        """A mix's layer as a block of its own; None where it is not measured."""
         for stretched in (mix.stretched_rope, False):
             block = mix.replace(mix=None, layer=layer, stretched_rope=stretched)
-            if block in self.times:
-                return self.times[block].median_ms
+            if block in self._sizes:
+                return block
         return None
+
+    @cached_property
+    def _sizes(self) -> dict[Block, list[tuple[int, BlockTime]]]:
+        """Block without its pass_bytes -> those that it was measured at, rising, with its times.
+
+        Rows of earlier versions do not say theirs; they stand where there are no others.
+        """
+        found: dict[Block, list[tuple[int, BlockTime]]] = defaultdict(list)
+        for block, time in sorted(self.times.items(), key=lambda item: item[0].pass_bytes or 0):
+            found[block.replace(pass_bytes=None)].append((block.pass_bytes or 0, time))
+        return {
+            block: [(size, time) for size, time in sizes if size] or [(1, time) for _, time in sizes]
+            for block, sizes in found.items()
+        }
 
     def save(self, folder: Path) -> None:
         """Write the table into the folder of a cost model. OutputError where that is impossible."""
@@ -195,15 +243,33 @@ def _time(row: BlockMeasurement) -> BlockTime:
     )
 
 
-def asked_blocks(space: SearchSpace, workloads: Iterable[Workload]) -> dict[Block, int]:
-    """The blocks that a space's models are made of and a mix of them, and the bytes that a model goes through."""
-    asked: dict[Block, int] = {}
+def _between(pass_bytes: int, known: NDArray[np.float64], values: Sequence[float]) -> float:
+    return float(np.interp(math.log(pass_bytes), known, values))
+
+
+def check_standing_alone(space: SearchSpace) -> None:
+    """InputError for a space with a layer that cannot be measured as a block of its own."""
+    if "shared_kv_attention" in space.kinds:
+        raise InputError(
+            "a shared_kv_attention layer reads another layer's cache and cannot be measured as a block of its own: "
+            "leave it out of the space, or measure operators alone (--no-blocks), of which its time is the sum"
+        )
+
+
+def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: DeviceSpec) -> list[Block]:
+    """The blocks that a space's models are made of and a mix of them, at the sizes that a device tells apart.
+
+    Raises InputError for a layer that cannot stand alone.
+    """
+    check_standing_alone(space)
+    asked: dict[Block, None] = {}
     for workload in workloads:
         blocks = blocks_of_space(space, [workload])
         if len(space.choices) > 1:
             blocks.append(mix_of_space(space, workload))
-        asked |= dict.fromkeys(blocks, working_set_bytes(space, workload))
-    return asked
+        sizes = pass_bytes_of_space(space, workload, most_bytes=_CACHES * device.l2_bytes)
+        asked |= dict.fromkeys(block.among(size) for block in blocks for size in sizes)
+    return list(asked)
 
 
 def load_blocks(path: Path) -> BlockTable | None:

@@ -18,6 +18,7 @@ from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.mixers import (
     GLA,
     RWKV7,
+    SOFTMAX_KINDS,
     DeltaNet,
     GatedDeltaNet,
     JetBlock,
@@ -143,4 +144,4 @@ def path_space(architecture: Architecture) -> SearchSpace:
 
 
 def _softmax(layer: LayerSpec) -> bool:
-    return layer.mixer.kind in ("full_attention", "sliding_window_attention")
+    return layer.mixer.kind in SOFTMAX_KINDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from hwsearch.records import DeviceSpec, Measurement
 
 __all__ = ["Rows", "load_rows"]
 
+_SLOW = "measured while the machine ran at less than half of its usual speed"
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -36,6 +37,28 @@ class Rows:
     source: str
     left_out: Mapping[str, int]
     merged: Mapping[str, int]
+
+    def without_small(self, least: int) -> Rows:
+        """The kinds of operator with at least `least` rows; the others are left out, and counted there.
+
+        Raises DataError where none has as many.
+        """
+        small = {kind: len(table) for kind, table in self.tables.items() if len(table) < least}
+        if len(small) == len(self.tables):
+            kind = max(small, key=lambda name: small[name])
+            raise DataError(
+                f"{self.source}: {kind} has {small[kind]} measured operators and no other kind has more; to fit and to "
+                f"judge takes at least {least} of a kind: measure more (hwsearch profile --points)"
+            )
+        reasons = {
+            f"{kind}: fewer than {least} operators, so it is not fitted and its predictions are rooflines": rows
+            for kind, rows in small.items()
+        }
+        return replace(
+            self,
+            tables={kind: table for kind, table in self.tables.items() if kind not in small},
+            left_out={**self.left_out, **reasons},
+        )
 
 
 def load_rows(path: Path, *, unit: str = "ms", ceilings: DeviceSpec | None = None) -> Rows:
@@ -74,10 +97,13 @@ def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | Non
     left_out: dict[str, int] = {}
     bad: dict[str, int] = {}
     usable = []
+    slow = _slow(measurements)
     for measurement in measurements:
         if measurement.status != "ok":
             reason = f"{measurement.status}: {measurement.reason}"
             left_out[reason] = left_out.get(reason, 0) + 1
+        elif slow(measurement):
+            left_out[_SLOW] = left_out.get(_SLOW, 0) + 1
         elif not measurement.median_ms > 0:
             bad["latency is not positive"] = bad.get("latency is not positive", 0) + 1
         else:
@@ -107,6 +133,22 @@ def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | Non
         left_out=left_out | bad,
         merged=merged,
     )
+
+
+def _reference(measurement: Measurement) -> float | None:
+    return None if measurement.conditions is None else measurement.conditions.reference_ms
+
+
+def _slow(measurements: Sequence[Measurement]) -> Callable[[Measurement], bool]:
+    """Whether a measurement's drift reference took more than twice as long as it usually did."""
+    references = [at for m in measurements if (at := _reference(m)) is not None]
+    limit = 2 * float(np.median(references)) if references else np.inf
+
+    def slow(measurement: Measurement) -> bool:
+        at = _reference(measurement)
+        return at is not None and at > limit
+
+    return slow
 
 
 def _merged(rows: int, tables: Mapping[str, Table]) -> dict[str, int]:

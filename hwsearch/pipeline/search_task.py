@@ -18,7 +18,7 @@ from hwsearch.pipeline.measured import MeasuredQuality
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import blocks_of_space
+from hwsearch.searchspace.block import blocks_of_space, pass_bytes_of_space
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -28,13 +28,14 @@ from hwsearch.surrogate.importance import LayerSweep, QualityLoss, linear_shares
 __all__ = [
     "SearchTask",
     "Verdict",
-    "cost_budget",
+    "cost_budgets",
     "count_limits",
     "latency_cost",
     "memory_cost",
     "search_task",
 ]
 
+_COSTS = ("latency", "memory", "throughput")  # the metrics of budgets that are not on numbers of layers
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 
 
@@ -148,11 +149,7 @@ def search_task(
             loss,
             Objective("latency", unit="ms", cost=latency),
         ),
-        budgets=tuple(
-            cost_budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
-            for spec in budgets
-            if spec.metric in ("latency", "memory", "throughput")
-        ),
+        budgets=cost_budgets(budgets, latency=latency, memory=memory, tokens=workload.tokens),
     )
     return SearchTask(
         problem=problem,
@@ -203,7 +200,7 @@ def count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
     """Of the budgets on numbers of layers, by kind."""
     limits: dict[str, CountLimit] = {}
     for spec in budgets:
-        if spec.metric in ("latency", "memory", "throughput"):
+        if spec.metric in _COSTS:
             continue
         old = limits.get(spec.metric, CountLimit())
         count = int(spec.value)
@@ -220,12 +217,15 @@ def latency_cost(
 ) -> Additive:
     """Milliseconds: each choice's layer, plus embedding and LM head.
 
-    From blocks measured whole where they cover every choice at the workload, else from operators.
+    From blocks measured whole where they cover every choice at the workload, as in a model of the space's middling size
+    (BlockTable.predict knows a model's own), else from operators.
     """
-    asked = blocks_of_space(space, [workload])
-    if blocks and all(block in blocks.times for block in asked):
-        frame, *measured = (blocks.times[block].median_ms for block in asked)
-        row = blocks.mixing(space.base.hidden_size, workload) * np.array(measured)
+    if blocks and blocks.covers(space, workload):
+        sizes = pass_bytes_of_space(space, workload)
+        typical = sizes[len(sizes) // 2]
+        asked = blocks_of_space(space, [workload])
+        frame, *measured = (blocks.at(block, typical).median_ms for block in asked)
+        row = blocks.mixing(space.base.hidden_size, workload, typical) * np.array(measured)
         return Additive(np.tile(row, (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)
@@ -266,8 +266,19 @@ def _up(value: float, digits: int) -> str:
     return f"{math.ceil(value * scale) / scale:.{digits}f}"
 
 
-def cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
-    """A budget on latency, memory or throughput as an upper bound on one of two costs. tokens: of the workload."""
+def cost_budgets(
+    specs: Sequence[BudgetSpec], *, latency: Additive, memory: Additive, tokens: int
+) -> tuple[Budget, ...]:
+    """Those of the budgets that bound a cost, not a number of layers (`count_limits`). tokens: of the workload."""
+    return tuple(
+        _cost_budget(spec, latency=latency, memory=memory, tokens=tokens)
+        for spec in specs
+        if spec.metric in _COSTS
+    )
+
+
+def _cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
+    """A budget on latency, memory or throughput as an upper bound on one of two costs."""
     if spec.metric == "memory":
         return Budget(
             "memory",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 
 __all__ = ["Steps"]
 
@@ -50,9 +50,8 @@ class Steps:
             return steps
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if any(path != _partial(folder / _RUN) for path in folder.iterdir()):
                 raise InputError(f"{folder} is not empty and holds no run: choose another folder")
-            (folder / _STEPS).mkdir()
         except OSError as error:
             raise OutputError(f"cannot create {folder}: {error.strerror}; choose another folder") from None
         _write(folder / _RUN, given)
@@ -82,15 +81,22 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({error}): remove it, and its step runs again") from None
+        raise DataError(
+            f"cannot read {path} ({plainly(error)}): remove it, and its step runs again"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold a JSON object: remove it, and its step runs again")
     return content
 
 
+def _partial(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_suffix(".json.part")
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """All of it or nothing."""
-    partial = path.with_suffix(".json.part")
+    partial = _partial(path)
     try:
         path.parent.mkdir(exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:

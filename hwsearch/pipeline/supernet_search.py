@@ -8,7 +8,7 @@ and in the supernet's own cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from hwsearch.costmodel.compose import ModelCost, check_dtype, model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.search_task import cost_budget, count_limits, latency_cost, memory_cost
+from hwsearch.pipeline.search_task import cost_budgets, count_limits, latency_cost, memory_cost
 from hwsearch.search.evaluation import Measured
 from hwsearch.search.executors import Executor
 from hwsearch.search.fidelity import FidelityResult, Round, fidelity_search
@@ -29,8 +29,10 @@ from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.space import Genomes, SearchSpace
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.predictor import LEAST_SCORES, Predictor
+from hwsearch.surrogate.processes import device_named
 from hwsearch.surrogate.scoring import Score, Scorer
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_content
+from hwsearch.surrogate.space_json import space_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
 
 __all__ = ["SupernetLoss", "SupernetSearch", "supernet_search"]
 
@@ -45,19 +47,20 @@ class SupernetLoss:
     folder: Path
     metric: str
     items: int
+    device: str = "cpu"
 
     def __call__(self, genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
         return self.score(genome).cost(self.metric)
 
     def score(self, genome: Sequence[int]) -> Score:
         """The whole score of a genome (layers,)."""
-        return _scorer(self.folder, self.items).scores(np.array([genome]))[0]
+        return _scorer(self.folder, self.items, self.device).scores(np.array([genome]))[0]
 
 
 @lru_cache(maxsize=1)
-def _scorer(folder: Path, items: int) -> Scorer:
+def _scorer(folder: Path, items: int, device: str) -> Scorer:
     opened = SupernetFolder(folder)
-    return opened.scorer(opened.supernet(), items=items, text_rows=_TEXT_ROWS)
+    return opened.scorer(opened.supernet(device=device_named(device)), items=items, text_rows=_TEXT_ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +137,12 @@ def supernet_search(
     budgets: Sequence[BudgetSpec],
     metric: str,
     items: int,
+    worker_device: str = "cpu",
 ) -> SupernetSearch:
     """A search over the space that a supernet was trained for, within budgets; those on counts limit the space.
 
-    metric: of `Score.value`. items: of each task. Raises DataError for a folder without a trained supernet, InputError
+    metric: of `Score.value`. items: of each task. worker_device: where workers score; this process does it on the CPU.
+    Raises DataError for a folder without a trained supernet, InputError
     for a metric that it does not have.
     """
     check_dtype(model, workload)
@@ -158,14 +163,10 @@ def supernet_search(
     problem = Problem(
         space=space,
         objectives=(
-            Objective(metric, cost=Measured(loss), tier="expensive"),
+            Objective(metric, cost=Measured(replace(loss, device=worker_device)), tier="expensive"),
             Objective("latency", unit="ms", cost=latency),
         ),
-        budgets=tuple(
-            cost_budget(spec, latency=latency, memory=memory, tokens=workload.tokens)
-            for spec in budgets
-            if spec.metric in ("latency", "memory", "throughput")
-        ),
+        budgets=cost_budgets(budgets, latency=latency, memory=memory, tokens=workload.tokens),
     )
     return SupernetSearch(
         problem=problem,

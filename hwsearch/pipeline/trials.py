@@ -1,10 +1,9 @@
-"""Candidates trained alone: an architecture as a supernet of one path, from the checkpoint on, for a given recipe.
+"""Candidates of the pipeline trained alone: an architecture as a supernet of one path, from the checkpoint on.
 
 Blocks and shapes that are to be compared must start alike, so every candidate starts from the conversion of the
-teacher's attention, is aligned to it locally (stage A) and then trained end to end (stage B), with everything but its
-mixers frozen. A trial depends on its arguments alone and keeps its state in a folder, so that it may run in any
-process, be cut short, and go on; a fidelity below 1 is the beginning of the same training, which a higher one goes on
-from.
+teacher's attention, is aligned to it locally (stage A) and then trained end to end (stage B), as surrogate/candidate.py
+trains. A trial depends on its arguments alone; a fidelity below 1 is the beginning of the same training, which a higher
+one goes on from.
 """
 
 from __future__ import annotations
@@ -22,61 +21,39 @@ from torch import Tensor
 
 from hwsearch.pipeline.linear_blocks import path_space
 from hwsearch.searchspace.architecture import Architecture
+from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.scoring import Score
+from hwsearch.surrogate.space_json import space_from_content
 from hwsearch.surrogate.supernet import Supernet
-from hwsearch.surrogate.supernet_folder import SupernetFolder, space_from_content, tokenizer_of
+from hwsearch.surrogate.supernet_folder import SupernetFolder, tokenizer_of
 from hwsearch.surrogate.tasks import EncodedTasks
-from hwsearch.surrogate.training import Recipe, train
+from hwsearch.surrogate.training import Trained
 
 __all__ = ["GridLoss", "Trials", "grid_name", "judges", "score_content", "trial"]
 
 
 @dataclass(frozen=True)
 class Trials:
-    """How candidates are trained and scored. Its fields are plain values, for it goes to worker processes.
+    """How candidates are trained and compared. Plain values, for it goes to worker processes.
 
-    source: the folder of the supernet, which has checkpoint, text and tasks. folder: where states are kept. recipe: as
-    JSON. batch: rows. items: of each task, the first ones. text_rows: of the validation text. metric: what
-    candidates are compared by. threads: that a candidate may use.
+    folder: where states are kept. metric: what candidates are compared by.
     """
 
-    source: Path
+    training: CandidateTraining
     folder: Path
-    recipe: str
-    batch: int
-    items: int
-    text_rows: int
     metric: str
-    threads: int
 
-    def path(self, architecture: Architecture) -> Supernet:
-        """The candidate before training."""
-        source, recipe = SupernetFolder(self.source), Recipe.of(json.loads(self.recipe))
-        return Supernet.of(
-            source.checkpoint, path_space(architecture), dtype=_dtype(source.settings.dtype), seed=recipe.seed
+    def trained(
+        self, architecture: Architecture, *, name: str, share: float = 1.0
+    ) -> tuple[Supernet, Trained]:
+        """The candidate after a share of its steps, and what they did."""
+        training = self.training
+        recipe = training.recipe
+        path = training.source.untrained(
+            device=training.device, space=path_space(architecture), seed=recipe.seed
         )
-
-    def trained(self, architecture: Architecture, *, name: str, share: float = 1.0) -> tuple[Supernet, int]:
-        """The candidate after a share of its steps, and the tokens it saw."""
-        torch.set_num_threads(self.threads)
-        source, recipe = SupernetFolder(self.source), Recipe.of(json.loads(self.recipe))
-        net, corpus = self.path(architecture), source.corpus
-        kept = self.folder / name
-        kept.mkdir(parents=True, exist_ok=True)
-        done = train(
-            net,
-            lambda number: corpus.batch(number, batch=self.batch, seed=recipe.seed),
-            recipe,
-            folder=kept,
-            until=round(share * (recipe.a.steps + recipe.b.steps)),
-        )
-        return net, done.tokens
-
-    def scored(self, net: Supernet) -> Score:
-        """The score of the only path."""
-        genome = np.array([[options[0] for options in net.space.allowed]])
-        scorer = SupernetFolder(self.source).scorer(net, items=self.items, text_rows=self.text_rows)
-        return scorer.scores(genome)[0]
+        until = round(share * (recipe.a.steps + recipe.b.steps))
+        return path, training.train(path, folder=self.folder / name, until=until)
 
 
 def trial(trials: Trials, architecture: str, name: str, share: float) -> dict[str, Any]:
@@ -84,10 +61,9 @@ def trial(trials: Trials, architecture: str, name: str, share: float) -> dict[st
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # several workers share a terminal
-    candidate = Architecture.from_json(architecture, source=name)
-    net, tokens = trials.trained(candidate, name=name, share=share)
-    score = trials.scored(net)
-    return {"value": score.cost(trials.metric), "score": score_content(score), "tokens": tokens}
+    path, done = trials.trained(Architecture.from_json(architecture, source=name), name=name, share=share)
+    score = trials.training.score(path)
+    return {"value": score.cost(trials.metric), "score": score_content(score), "tokens": done.tokens}
 
 
 def grid_name(genome: Sequence[int]) -> str:
@@ -123,19 +99,11 @@ class GridLoss:
     space: str
 
     def __call__(self, genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
-        space = _space(self.space)
         name = grid_name(genome)
-        net, _ = self.trials.trained(space.decode(genome, name=name), name=name, share=fidelity)
-        return self.trials.scored(net).cost(self.trials.metric)
+        path, _ = self.trials.trained(_space(self.space).decode(genome, name=name), name=name, share=fidelity)
+        return self.trials.training.score(path).cost(self.trials.metric)
 
 
 @lru_cache(maxsize=4)
 def _space(content: str) -> Any:
     return space_from_content(json.loads(content))
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    found: torch.dtype = getattr(torch, name)
-    return found

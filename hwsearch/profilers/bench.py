@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from hwsearch.errors import InputError
 from hwsearch.kernels import require_torch
-from hwsearch.operators import Operator, dtype_bytes
+from hwsearch.operators import dtype_bytes
 from hwsearch.profilers.rows import Row, Subject
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import DeviceSpec, Environment, Execution
@@ -59,7 +59,7 @@ class Bench(Protocol):
         """The row of a subject without its outcome: its key is already the one it will have."""
         ...
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
         """One visit to a subject; what cannot run is a row whose status and reason say so."""
         ...
 
@@ -112,14 +112,10 @@ class LocalBench:
         return probe_device(self.workbench.device, dtype=self.dtype)
 
     def pending(self, subject: Subject) -> Row:
-        if isinstance(subject, Operator):
-            return self.workbench.pending(subject)
-        return self.workbench.pending_block(subject)
+        return self.workbench.pending(subject)
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
-        if isinstance(subject, Operator):
-            return self.workbench.measure(subject, visit=visit)
-        return self.workbench.measure_block(subject, rotate_bytes=rotate_bytes, visit=visit)
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
+        return self.workbench.measure(subject, visit=visit)
 
     def release(self) -> None:
         self.workbench.release()

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +27,6 @@ __all__ = [
     "Reading",
     "monitor_of",
     "nvml_handle",
-    "peak_resident",
     "waited_ns",
 ]
 
@@ -185,33 +182,3 @@ def _asked(nvml: ModuleType, question: Any) -> Any:
 def monitor_of(device: torch.device) -> Monitor:
     """The monitor of a torch device."""
     return CpuMonitor() if device.type == "cpu" else CudaMonitor(device)
-
-
-@contextmanager
-def peak_resident() -> Iterator[list[int]]:
-    """Bytes by which this process's resident memory rose at its peak inside; empty where the system is silent.
-
-    Memory that an allocator kept from before and used again does not show.
-    """
-    grown: list[int] = []
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        yield grown
-        return
-    before = _status_bytes(status, "VmRSS")
-    try:
-        reset.write_text("5")  # the peak starts again from what is resident now
-    except OSError:
-        yield grown
-        return
-    yield grown
-    peak = _status_bytes(status, "VmHWM")
-    if before is not None and peak is not None:
-        grown.append(max(0, peak - before))
-
-
-def _status_bytes(path: Path, name: str) -> int | None:
-    for line in path.read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    return None

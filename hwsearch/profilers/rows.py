@@ -15,11 +15,15 @@ __all__ = [
     "Row",
     "Subject",
     "operator_from",
+    "pending_row",
     "revisited",
     "row_content",
     "row_from_content",
+    "row_of",
     "sampled_content",
     "sampled_fields",
+    "subject_content",
+    "subject_from_content",
     "subject_of",
 ]
 
@@ -87,22 +91,49 @@ def subject_of(row: Row) -> Subject:
     return row.operator if isinstance(row, Measurement) else row.block
 
 
+def subject_content(subject: Subject) -> dict[str, Any]:
+    """A subject as JSON values."""
+    if isinstance(subject, Operator):
+        return {"operator": [subject.kind, list(subject.dims)]}
+    return {"block": subject.to_json()}
+
+
+def subject_from_content(content: Mapping[str, Any]) -> Subject:
+    """The inverse of `subject_content`."""
+    if "operator" in content:
+        return operator_from(*content["operator"])
+    return Block.from_json(content["block"], source="a worker's message")
+
+
+def row_of(subject: Subject, fields: Mapping[str, Any]) -> Row:
+    """The row of a subject; `fields` are those of `records.Sampled`."""
+    if isinstance(subject, Operator):
+        return Measurement(operator=subject, **fields)
+    return BlockMeasurement(block=subject, **fields)
+
+
+def pending_row(
+    subject: Subject, *, environment: Environment, dtype: str, backend: str, execution: Execution
+) -> Row:
+    """The row of a subject without its outcome: its key is already the one it will have."""
+    fields: dict[str, Any] = {"environment": environment, "dtype": dtype, "kernel_requested": backend}
+    outcome = {"kernel": "", "samples_ms": (), "status": "failed", "reason": "not measured yet"}
+    return row_of(subject, {**fields, **outcome, "execution": execution})
+
+
 def row_content(row: Row) -> dict[str, Any]:
     """A whole row as JSON values."""
-    subject: dict[str, Any]
-    if isinstance(row, Measurement):
-        subject = {"operator": [row.operator.kind, list(row.operator.dims)]}
-    else:
-        subject = {"block": row.block.to_json()}
-    return {**subject, "environment": asdict(row.environment), **sampled_content(row)}
+    return {
+        **subject_content(subject_of(row)),
+        "environment": asdict(row.environment),
+        **sampled_content(row),
+    }
 
 
 def row_from_content(content: Mapping[str, Any]) -> Row:
     """The inverse of `row_content`."""
     fields = {"environment": Environment(**content["environment"]), **sampled_fields(content)}
-    if "operator" in content:
-        return Measurement(operator=operator_from(*content["operator"]), **fields)
-    return BlockMeasurement(block=Block.from_json(content["block"], source="a worker's row"), **fields)
+    return row_of(subject_from_content(content), fields)
 
 
 R = TypeVar("R", Measurement, BlockMeasurement)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,7 @@ def profile(
     store: Store,
     operators: Iterable[Operator],
     *,
-    blocks: Mapping[Block, int] | None = None,
+    blocks: Iterable[Block] = (),
     device: str = "cpu",
     dtype: str | None = None,
     seed: int = 0,
@@ -82,7 +82,6 @@ def profile(
 ) -> Summary:
     """Measure `operators` and `blocks` on `device` and add them to `store`, in orders that `seed` decides.
 
-    blocks: block -> bytes that a model around it goes through in one pass (searchspace.block.working_set_bytes).
     dtype: float32 on a CPU and bfloat16 on CUDA where None. timeout_s: see open_bench. The device's ceilings are
     measured first unless the store has them. A subject that cannot run is stored with its status and reason, and is not
     tried again.
@@ -110,7 +109,7 @@ def measure_all(
     bench: Bench,
     operators: Iterable[Operator],
     *,
-    blocks: Mapping[Block, int] | None = None,
+    blocks: Iterable[Block] = (),
     seed: int = 0,
     visits: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
@@ -118,8 +117,7 @@ def measure_all(
     """Measure what `store` does not hold yet on an open bench; as `profile`, for callers that come back with more."""
     if bench.environment.device_name not in {spec.device_name for spec in store.devices()}:
         store.add_device(bench.probe())
-    rotate = dict(blocks or {})
-    subjects: list[Subject] = [*plan(operators, seed=seed), *sorted(rotate, key=Block.to_json)]
+    subjects: list[Subject] = [*plan(operators, seed=seed), *sorted(blocks, key=Block.to_json)]
     keys = {subject: bench.pending(subject).key for subject in subjects}
     known = store.keys()
     rows = {subject: store.row(keys[subject]) for subject in subjects if keys[subject] in known}
@@ -130,11 +128,7 @@ def measure_all(
     for number in range(visits + (_MORE_VISITS if visits > 1 else 0)):
         missing = [subject for subject in subjects if _wants(rows.get(subject), number, had[subject], visits)]
         for subject in _shuffled(missing, seed=seed, number=number):
-            found = bench.measure(
-                subject,
-                rotate_bytes=rotate[subject] if isinstance(subject, Block) else 0,
-                visit=number,
-            )
+            found = bench.measure(subject, visit=number)
             rows[subject] = stored = _joined(rows.get(subject), found)
             store.replace(stored)
             # A subject that cannot run is over and done with after its first visit.

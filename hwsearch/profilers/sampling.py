@@ -12,16 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 
-from hwsearch.profilers.monitor import Monitor, Reading, peak_resident
+from hwsearch.profilers.monitor import Monitor, Reading
+from hwsearch.profilers.resident import keep_freed_memory, peak_resident
 from hwsearch.profilers.timing import CpuTimer, Timer, Timing, TimingRule, time_callable
 from hwsearch.profilers.tuning import tuned, tuned_since
 from hwsearch.records import Conditions, Execution
 
-__all__ = ["Built", "Outcome", "Reference", "Sampler"]
+__all__ = ["Outcome", "Reference", "Runnable", "Sampler"]
 
 _ATTEMPTS = 3
 _RETRY_SHARE = 0.3  # of the time spent on samples that may be spent on taking some again
@@ -34,30 +35,31 @@ _REFERENCE_SIDE = {"cpu": 192, "cuda": 4096}
 _ENERGY_S = 0.4  # the energy counter of a GPU moves some ten times a second
 
 
-class Built(Protocol):
-    """`function` does the work of `copies` of what is measured."""
+@dataclass(frozen=True, kw_only=True)
+class Runnable:
+    """`function` does the work of `copies` of what is measured. `kernel` names what runs, known after the first call.
 
-    @property
-    def function(self) -> Callable[[], object]: ...
+    state_bytes: what one block or model keeps between calls; None for an operator.
+    """
 
-    @property
-    def copies(self) -> int: ...
-
-
-B = TypeVar("B", bound=Built)
+    function: Callable[[], object]
+    kernel: Callable[[], str]
+    copies: int = 1
+    state_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome(Generic[B]):
-    """What was built, and the part of a `records.Sampled` that sampling decides."""
+class Outcome:
+    """The part of a `records.Sampled` that sampling decides."""
 
-    built: B
+    kernel: str
     samples_ms: tuple[float, ...]
     flagged: tuple[int, ...]
     conditions: Conditions
     peak_memory_bytes: int | None
     peak_reserved_bytes: int | None
     workspace_bytes: int | None
+    state_bytes: int | None
     energy_j: float | None
 
 
@@ -82,8 +84,8 @@ class Reference:
 
     @property
     def usual_ms(self) -> float:
-        """The median of the latest ones."""
-        return statistics.median(self._seen)
+        """The lower quartile of the latest ones: what a machine that others share does when they leave it alone."""
+        return float(np.percentile(self._seen, 25))
 
 
 class Sampler:
@@ -110,13 +112,14 @@ class Sampler:
         self._sampled_s = 0.0
         self._retried_s = 0.0
 
-    def visit(self, build: Callable[[], B], *, flush_bytes: int = 0) -> Outcome[B]:
+    def visit(self, build: Callable[[], Runnable], *, flush_bytes: int = 0) -> Outcome:
         """Build something and sample it. What building or running raises passes through.
 
         flush_bytes: memory that is read between two calls on a CPU, where a single call is a sample then.
         """
         with torch.inference_mode():
             if self._device.type == "cpu":
+                keep_freed_memory()
                 with peak_resident() as grown:
                     built = build()
                     built.function()
@@ -126,7 +129,7 @@ class Sampler:
                 return self._sampled(built, built.function, timer, peak=grown[0] if grown else None)
             return self._visit_cuda(build)
 
-    def _visit_cuda(self, build: Callable[[], B]) -> Outcome[B]:
+    def _visit_cuda(self, build: Callable[[], Runnable]) -> Outcome:
         before = torch.cuda.memory_allocated(self._device)
         kernels = tuned()
         built = build()
@@ -160,8 +163,8 @@ class Sampler:
         return graph.replay
 
     def _sampled(
-        self, built: B, function: Callable[[], object], timer: Timer, *, peak: int | None
-    ) -> Outcome[B]:
+        self, built: Runnable, function: Callable[[], object], timer: Timer, *, peak: int | None
+    ) -> Outcome:
         best: tuple[float, Timing, Reading] | None = None
         for attempt in range(_ATTEMPTS):
             started = time.monotonic()
@@ -181,13 +184,14 @@ class Sampler:
         share = 1 / built.copies
         samples = tuple(sample * share for sample in timing.samples_ms)
         return Outcome(
-            built=built,
+            kernel=built.kernel(),
             samples_ms=samples,
             flagged=timing.flagged,
             conditions=self._conditions(samples, timing, reading, drift),
             peak_memory_bytes=peak,
             peak_reserved_bytes=None,
             workspace_bytes=None,
+            state_bytes=built.state_bytes,
             energy_j=self._energy_j(function, share) if self._energy else None,
         )
 

@@ -1,9 +1,9 @@
 """Blocks and whole models as something to time: modules with random weights, their caches filled, one call each.
 
 A layer is timed as a stack of copies with weights and caches of their own, run one after the other as the layers of a
-model are; a sample is the stack's time over its height. The stack is as high as it takes to go through as much memory
-as a model of the search space does in one pass: each copy then finds its weights and its cache as far away as a layer
-finds them in a model. A single layer in a loop would find them in the caches.
+model are; a sample is the stack's time over its height. The stack is as high as it takes to go through the memory that
+the block is to be measured among: each copy then finds its weights and its cache as far away as a layer finds them in
+a model of that size. A single layer in a loop would find them in the caches.
 
 A decode step is taken at exactly the workload's context: attention's cache is rewound before every call, so that no
 step finds a longer one and none pays for a new buffer. States live until the next call, as in a model: memory that is
@@ -13,7 +13,6 @@ given back at once would be found warm.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 from hwsearch.models.cache import HybridCache
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers.attention import AttentionState, SoftmaxAttention
+from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
+from hwsearch.models.mixers.shared_kv import SharedKVAttention
+from hwsearch.profilers.sampling import Runnable
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base, RopeScaling
 from hwsearch.searchspace.block import Block
@@ -30,34 +31,9 @@ from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["Runnable", "block_runnable", "model_runnable", "random_model", "stack_height"]
+__all__ = ["block_runnable", "model_runnable", "random_model"]
 
-_MOST_COPIES = 64
 _SEEN = 8  # tokens a recurrent mixer has seen before its decode step: its state is full after any
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """`function` does the work of `copies` blocks (1: a model). `kernel` is known after the first call.
-
-    state_bytes: kept between calls by one block or the model.
-    """
-
-    function: Callable[[], object]
-    kernel: Callable[[], str]
-    copies: int
-    state_bytes: int
-
-
-def stack_height(block: Block, *, rotate_bytes: int, most_bytes: float) -> int:
-    """Copies that together hold `rotate_bytes`, as far as `most_bytes` of memory go; at least one.
-
-    rotate_bytes: what a model goes through in one pass.
-    """
-    if not block.layers:
-        return 1
-    each = block.weight_bytes + block.state_bytes
-    return max(1, min(_MOST_COPIES, round(rotate_bytes / each), int(most_bytes / each)))
 
 
 def block_runnable(
@@ -116,7 +92,7 @@ def random_model(
     with torch.device(device):
         model = HybridForCausalLM(HybridConfig.of(architecture))
     for mixer in model.model.mixers:
-        if mixer is not None and not (isinstance(mixer, SoftmaxAttention) and backend in ("triton", "fla")):
+        if mixer is not None and not (isinstance(mixer, QueryAttention) and backend in ("triton", "fla")):
             mixer.backend = backend
     made: HybridForCausalLM = model.to(getattr(torch, dtype)).eval()
     return made
@@ -143,7 +119,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
             _rewind(filled)
             run(hidden_BTD, last_BT)
 
-        return Runnable(decode, _kernels(mixers), copies, _bytes(filled) // copies)
+        return _runnable(decode, mixers, filled, copies=copies)
 
     pieces = [
         (
@@ -158,7 +134,7 @@ def _stack(model: HybridForCausalLM, workload: Workload, *, device: torch.device
         for piece_BTD, positions_BT in pieces:
             run(piece_BTD, positions_BT)
 
-    return Runnable(prefill, _kernels(mixers), copies, _bytes(filled) // copies)
+    return _runnable(prefill, mixers, filled, copies=copies)
 
 
 def model_runnable(
@@ -185,7 +161,7 @@ def model_runnable(
             ).logits
             return logits
 
-        return Runnable(decode, _kernels(mixers), 1, _bytes(filled))
+        return _runnable(decode, mixers, filled, copies=1)
 
     pieces = [ids_BT[:, step.past : step.past + step.context] for step in workload.passes]
 
@@ -195,11 +171,22 @@ def model_runnable(
         for piece_BT in pieces:
             model(input_ids=piece_BT, past_key_values=held[0], use_cache=True, logits_to_keep=1)
 
-    return Runnable(prefill, _kernels(mixers), 1, _bytes(filled))
+    return _runnable(prefill, mixers, filled, copies=1)
 
 
-def _kernels(mixers: Sequence[Mixer | None]) -> Callable[[], str]:
-    return lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch"
+def _runnable(
+    function: Callable[[], object],
+    mixers: Sequence[Mixer | None],
+    filled: Sequence[MixerState | None],
+    *,
+    copies: int,
+) -> Runnable:
+    return Runnable(
+        function=function,
+        kernel=lambda: ", ".join(sorted({m.kernel_used for m in mixers if m is not None})) or "torch",
+        copies=copies,
+        state_bytes=sum(state.bytes for state in filled if state is not None) // copies,
+    )
 
 
 def _empty(
@@ -226,16 +213,16 @@ def _after(
 ) -> MixerState:
     """A mixer's state after all tokens of the context but the last, with random content."""
     past = workload.context - 1
+    if isinstance(mixer, SharedKVAttention):
+        return state  # it keeps nothing: the layer that it reads is filled
     if isinstance(state, AttentionState) and isinstance(mixer, SoftmaxAttention):
         # A window keeps no more than what its next query sees beside itself.
         kept = min(past, mixer.window - 1) if mixer.window else past
         shape = (workload.batch, mixer.num_kv_heads, kept, mixer.head_dim)
         keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
         seen_B = torch.full((workload.batch,), past, device=device)
-        if mixer.window:
-            return AttentionState(keys, values, seen_B)
-        keys, values, room = state.extended(keys, values)
-        return AttentionState(keys, values, seen_B, None, room)
+        keys, values, room, start = state.extended(keys, values)
+        return AttentionState(keys, values, seen_B, None, room, start)
     hidden_size = next(part.in_features for part in mixer.modules() if isinstance(part, nn.Linear))
     tokens = torch.randn(workload.batch, min(_SEEN, max(past, 1)), hidden_size, device=device, dtype=dtype)
     after: MixerState | None = mixer(tokens, state=state)[1]
@@ -247,8 +234,4 @@ def _rewind(states: Sequence[MixerState | None]) -> None:
     """Let the next step write where the last one wrote: its token is forgotten."""
     for state in states:
         if isinstance(state, AttentionState) and state.room is not None:
-            state.room.filled = state.k_BHSD.shape[2]
-
-
-def _bytes(states: Sequence[MixerState | None]) -> int:
-    return sum(state.bytes for state in states if state is not None)
+            state.room.filled = state.start + state.k_BHSD.shape[2]

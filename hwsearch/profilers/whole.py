@@ -16,10 +16,11 @@ import torch
 from hwsearch.errors import InputError
 from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.base import Backend
-from hwsearch.profilers.monitor import monitor_of, peak_resident
+from hwsearch.profilers.monitor import monitor_of
 from hwsearch.profilers.probe import timer_for
-from hwsearch.profilers.sampling import Outcome, Reference, Sampler
-from hwsearch.profilers.stack import Runnable, model_runnable, random_model
+from hwsearch.profilers.resident import peak_resident
+from hwsearch.profilers.sampling import Reference, Sampler
+from hwsearch.profilers.stack import model_runnable, random_model
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
@@ -27,6 +28,7 @@ from hwsearch.searchspace.workload import Workload
 
 __all__ = ["WholeModel", "WholeTime", "open_whole"]
 
+_MAX_SECONDS = 2.0  # of samples, per visit: a whole prefill is slower than a block's
 _CLOSE = 0.03  # bisecting the batch ends when the bounds are this close
 _MOST_BATCH = 1 << 20
 
@@ -61,7 +63,7 @@ class WholeModel:
 
     def visit(self, workload: Workload) -> WholeTime:
         """Sample a workload once. What running raises, out of memory for one, passes through."""
-        outcome: Outcome[Runnable] = self._sampler.visit(
+        outcome = self._sampler.visit(
             lambda: model_runnable(self._model, workload, device=self._device, seed=self._seed)
         )
         flagged = frozenset(outcome.flagged)
@@ -69,8 +71,8 @@ class WholeModel:
             samples_ms=tuple(s for i, s in enumerate(outcome.samples_ms) if i not in flagged),
             median_ms=outcome.conditions.visit_ms[0],
             peak_memory_bytes=outcome.peak_memory_bytes,
-            state_bytes=outcome.built.state_bytes,
-            kernel=outcome.built.kernel(),
+            state_bytes=outcome.state_bytes or 0,
+            kernel=outcome.kernel,
             marks=outcome.conditions.marks,
             reference_ms=outcome.conditions.reference_ms,
         )
@@ -130,7 +132,7 @@ class WholeModel:
             with peak_resident() as grown:
                 runnable = model_runnable(self._model, workload, device=self._device, seed=self._seed)
                 runnable.function()
-            return max(grown[0] if grown else 0, runnable.state_bytes)
+            return max(grown[0] if grown else 0, runnable.state_bytes or 0)
 
 
 def open_whole(
@@ -150,7 +152,7 @@ def open_whole(
     sampler = Sampler(
         device,
         timer=timer,
-        rule=rule or replace(TimingRule(), max_seconds=1.0),
+        rule=rule or replace(TimingRule(), max_seconds=_MAX_SECONDS),
         execution=execution,
         monitor=monitor_of(device),
         reference=Reference(device, timer=timer),

@@ -23,12 +23,18 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from hwsearch.errors import DataError, HwsearchError, InputError
-from hwsearch.operators import Operator
 from hwsearch.profilers.bench import BenchSetup, LocalBench
-from hwsearch.profilers.rows import Row, Subject, operator_from, row_content, row_from_content
+from hwsearch.profilers.rows import (
+    Row,
+    Subject,
+    pending_row,
+    row_content,
+    row_from_content,
+    subject_content,
+    subject_from_content,
+)
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import DeviceSpec, Environment, Status
-from hwsearch.searchspace.block import Block
 
 __all__ = ["PROGRAM", "Worker", "main"]
 
@@ -87,14 +93,16 @@ class Worker:
             ) from error
 
     def pending(self, subject: Subject) -> Row:
-        said = self._said()
-        row = _unmeasured(subject)
-        row |= {"environment": said["environment"], "dtype": said["dtype"]}
-        row |= {"kernel_requested": self._setup.backend, "execution": self._setup.execution}
-        return row_from_content(row)
+        return pending_row(
+            subject,
+            environment=self.environment,
+            dtype=self.dtype,
+            backend=self._setup.backend,
+            execution=self._setup.execution,
+        )
 
-    def measure(self, subject: Subject, *, rotate_bytes: int = 0, visit: int = 0) -> Row:
-        request = {**_subject_content(subject), "rotate_bytes": rotate_bytes, "visit": visit}
+    def measure(self, subject: Subject, *, visit: int = 0) -> Row:
+        request = {**subject_content(subject), "visit": visit}
         pending = self.pending(subject)
         try:
             return row_from_content(self._ask(request, timeout_s=self._timeout_s))
@@ -203,33 +211,6 @@ class Worker:
                     pipe.close()
 
 
-def _subject_content(subject: Subject) -> dict[str, Any]:
-    if isinstance(subject, Operator):
-        return {"operator": [subject.kind, list(subject.dims)]}
-    return {"block": subject.to_json()}
-
-
-def _unmeasured(subject: Subject) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        (
-            "peak_memory_bytes",
-            "peak_reserved_bytes",
-            "workspace_bytes",
-            "state_bytes",
-            "energy_j",
-            "conditions",
-        )
-    )
-    outcome = {
-        "status": "failed",
-        "reason": "not measured yet",
-        "kernel": "",
-        "samples_ms": [],
-        "flagged": [],
-    }
-    return {**_subject_content(subject), **nothing, **outcome}
-
-
 def main() -> None:
     """The worker's side: answer requests on standard input until it ends."""
     _die_with_parent(int(sys.argv[1]))
@@ -247,9 +228,7 @@ def main() -> None:
             elif "probe" in request:
                 answer = asdict(bench.probe())
             else:
-                row = bench.measure(
-                    _subject(request), rotate_bytes=request["rotate_bytes"], visit=request["visit"]
-                )
+                row = bench.measure(subject_from_content(request), visit=request["visit"])
                 answer = row_content(row)
         except HwsearchError as error:
             answer = {"error": str(error)}
@@ -268,12 +247,6 @@ def _setup(content: dict[str, Any]) -> BenchSetup:
 
 def _introduction(bench: LocalBench) -> dict[str, Any]:
     return {"environment": asdict(bench.environment), "dtype": bench.dtype, "threads": bench.threads}
-
-
-def _subject(request: dict[str, Any]) -> Subject:
-    if "operator" in request:
-        return operator_from(*request["operator"])
-    return Block.from_json(request["block"], source="a request")
 
 
 def _release(bench: LocalBench | None) -> None:

@@ -116,7 +116,7 @@ def search(
     "beam" a beam search; "auto" the evolution, with the exact optimum beside it, or a lower bound on it where only
     the objective and some budgets come as tables. See docs/solvers.md.
     evaluations: at most so many, in place of generations; the population is then a fortieth of it by default, at
-    least 20, else 200.
+    least 20, else 200. A study that is gone on with keeps its population.
 
     With a study every generation is written down as it ends; a study that holds generations is gone on with,
     and one that is finished gives its result at once, or goes on where more generations are asked for than it has.
@@ -131,11 +131,11 @@ def search(
         raise InputError(
             f"a search needs at least 1 generation and evaluation, got {generations}, {evaluations}"
         )
+    begun = (study.recall("engine") if study else None) or {}
+    population = population or begun.get("population")
     if population is None:
         population = POPULATION if evaluations is None else min(max(evaluations // 40, 20), POPULATION)
-    engine: dict[str, int | str] = {"population": population, "seed": seed}
-    if solver != "auto":
-        engine["solver"] = solver
+    engine: dict[str, int | str] = {"solver": solver, "population": population, "seed": seed}
     evaluate = evaluate or problem.costs
     if study:
         study.bind("engine", engine)

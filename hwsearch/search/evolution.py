@@ -149,11 +149,11 @@ class Evolution:
         often enough: alone it would leave choices unknown where there are many.
         """
         known = self.evaluations - self.failed
-        if known < guide.first_fit:
+        if known < guide.models.first_fit:
             if guide.tier == "free" and self._rarest() >= _SEEN_OFTEN:
                 return self._genomes[:0]
             share = size // 2 if guide.tier == "free" else size
-            return self._even(min(share, guide.first_fit - known))
+            return self._even(min(share, guide.models.first_fit - known))
         if not guide.due(known):
             return self._genomes[:0]
         genomes = np.concatenate([genomes for genomes, _ in self._batches])

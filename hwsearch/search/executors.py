@@ -28,7 +28,14 @@ from typing import Any, Protocol, Self
 
 from hwsearch.errors import DependencyError, InputError
 
-__all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "RayExecutor", "WorkerLostError"]
+__all__ = [
+    "Executor",
+    "InlineExecutor",
+    "ProcessExecutor",
+    "RayExecutor",
+    "WorkerLostError",
+    "visible_devices",
+]
 
 
 class WorkerLostError(RuntimeError):
@@ -195,6 +202,26 @@ class ProcessExecutor(_Closing):
             self._waiting.clear()
         for worker in self._all:
             worker.kill()
+
+
+def visible_devices(names: Sequence[str]) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES must say so that a process sees one of the devices cuda, cuda:0, ... only, for each.
+
+    Numbers count among the devices that this process may use. Raises InputError for names that are none.
+    """
+    here = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    found = []
+    for name in names:
+        kind, _, index = name.partition(":")
+        if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
+            raise InputError(f"unknown device {name!r}: write cuda:0, cuda:1, ...")
+        number = int(index or 0)
+        if here and number >= len(here):
+            raise InputError(f"device {name}: CUDA_VISIBLE_DEVICES names only {len(here)} here")
+        found.append(here[number] if here else str(number))
+    if len(set(found)) < len(found):
+        raise InputError(f"{', '.join(names)}: a device has one worker, name each once")
+    return tuple(found)
 
 
 class RayExecutor(_Closing):

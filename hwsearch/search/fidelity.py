@@ -5,9 +5,10 @@ process that learns the noise of every fidelity). An evolution, which costs noth
 between the model's lower confidence bound and the other objectives, within the budgets; of what it finds, the genomes
 that would add most hypervolume to the front are measured, each chosen as if those before it came out as well as hoped
 (hypervolume improvement of the confidence bound, in the manner of SMS-EGO: Ponweiser et al., 2008). They are measured
-at the lowest fidelity first, and the better part of them at each next one (successive halving: Jamieson and Talwalkar,
-2016). Measurements below full fidelity enter the model after a straight line, fitted on genomes measured at both, has
-brought them to its scale.
+at the lowest fidelity first. The best of all that a fidelity has measured, in this round or an earlier one, go on to
+the next (successive halving whose rungs stay open: Jamieson and Talwalkar, 2016; Li et al., 2020). What is best, the
+model says after these measurements: a single cheap one is too rough to drop a genome for good. Measurements below full
+fidelity enter the model after a straight line, fitted on genomes measured at both, has brought them to its scale.
 
 Everything runs through `Evaluator`, so a study holds every evaluation with its fidelity; a resumed search takes the
 same steps and finds them there.
@@ -46,6 +47,7 @@ _DRAWS = 6  # of the model's tables, each minimised exactly
 _PRIORS = 4  # random objectives whose trade-offs make the first candidates
 _CAUTION = 1.0  # standard deviations below the mean that are hoped for
 _PROBED = 512  # genomes drawn to see whether a space is so small that all of it can be measured
+_MODELLED = 2  # genomes measured for each layer before there is a model
 _PAIRED = 4  # genomes measured at both fidelities before a line is drawn through them
 
 
@@ -170,10 +172,9 @@ class _Run:
     def candidates(self, count: int) -> Genomes:
         """At most `count` genomes within the budgets that were not measured yet, (c, layers)."""
         genomes, values, rungs = self._known()
-        if len(genomes) < 2 * self.problem.space.num_layers:
+        if len(genomes) < _MODELLED * self.problem.space.num_layers:
             return self._first(count)
-        choices = self.problem.space.allowed_mask.shape[1]
-        model = GenomeGP.fit(genomes, values, num_choices=choices, fidelity=rungs)
+        model = self._model(genomes, values, rungs)
 
         def hoped(asked: Genomes) -> FloatArray:
             mean, deviation = model.predict(asked)
@@ -181,6 +182,10 @@ class _Run:
 
         pool, objectives = self._spread(hoped, count, self._optima(model))
         return pool[self._improving(objectives, count)]
+
+    def _model(self, genomes: Genomes, values: FloatArray, rungs: NDArray[np.int64]) -> GenomeGP:
+        choices = self.problem.space.allowed_mask.shape[1]
+        return GenomeGP.fit(genomes, values, num_choices=choices, fidelity=rungs)
 
     def _optima(self, model: GenomeGP) -> Genomes:
         """The exact optima within the budgets of what the model says adds up over layers, and of draws around it."""
@@ -297,20 +302,28 @@ class _Run:
         return chosen
 
     def measure(self, candidates: Genomes, finalists: int, halving: int) -> None:
-        """Measures candidates (c, layers) at rising fidelities, of which `finalists` reach the full one."""
+        """Measures candidates (c, layers) at rising fidelities, so that `finalists` reach the full one."""
         last = len(self.fidelities) - 1
         for rung, fidelity in enumerate(self.fidelities):
             costs = self.evaluators[fidelity](candidates)
             self.found[fidelity] |= dict(zip(map(tuple, candidates.tolist()), costs, strict=True))
             good = np.isfinite(costs).all(axis=1)
             candidates, costs = candidates[good], costs[good]
-            objectives = costs[:, self.problem.objective_columns]
             if self._reference is None and len(candidates):
-                self._reference = reference_point(objectives)
+                self._reference = reference_point(costs[:, self.problem.objective_columns])
             if rung < last:
-                ranks = constrained_ranks(objectives, self.problem.violations(costs))
-                order = np.lexsort((-crowding_distance(objectives, ranks), ranks))
-                candidates = candidates[order[: finalists * halving ** (last - rung - 1)]]
+                candidates = self._promoted(rung, finalists * halving ** (last - rung - 1))
         feasible = self.problem.violations(costs) <= 0
         if feasible.any():
-            self.archive.add(candidates[feasible], objectives[feasible])
+            self.archive.add(candidates[feasible], costs[feasible][:, self.problem.objective_columns])
+
+    def _promoted(self, rung: int, count: int) -> Genomes:
+        """What to measure at the next fidelity of all that was measured at this one, at most `count` genomes."""
+        low, high = (self.found[fidelity] for fidelity in self.fidelities[rung : rung + 2])
+        open_ = [genome for genome, costs in low.items() if genome not in high and np.isfinite(costs).all()]
+        genomes = np.array(open_, dtype=np.int64).reshape(len(open_), self.problem.space.num_layers)
+        if not open_:
+            return genomes
+        objectives = np.array([low[genome] for genome in open_])[:, self.problem.objective_columns]
+        objectives[:, 0] = self._model(*self._known()).predict(genomes)[0]
+        return genomes[self._improving(objectives, count)]

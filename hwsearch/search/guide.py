@@ -1,6 +1,6 @@
 """What to evaluate next, by the model of the evaluations so far.
 
-Each refit gives tables (`learned`). Under the budgets these are minimised exactly (`chain`): once as they are, once
+Each refit gives tables (`cost_models`). Under the budgets these are minimised exactly (`chain`): once as they are, once
 within a trust radius of the best genome known (a bound on the number of layers that differ), and, where a few layers
 dominate, once for each of the likely values of these, so that a basin that looks poor on average is still looked
 into. The rest of a guided generation are draws from the posterior, each minimised at the prices of the budgets
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from hwsearch.search.chain import Chain, is_chain
-from hwsearch.search.learned import Learner, Model, additive_models
+from hwsearch.search.cost_models import CostModels
+from hwsearch.search.learned import Model
 from hwsearch.search.problem import Additive, Pairwise, Problem
 from hwsearch.search.rules import Rules
 from hwsearch.search.space import BoolArray, FloatArray, Genomes
@@ -29,14 +30,9 @@ __all__ = ["Guide", "conditioned"]
 
 _TRUSTED = 0.3  # share of variance explained below which a model is not asked
 _CERTAIN = 1 - 1e-9
-_EXACT = 3e-4  # root mean square error, as a share of the spread, at which a model is not fitted again
-_ROWS = 1500  # evaluations that a model is fitted to: half of them the best, half the latest
 _GROWTH = {"expensive": 1.0, "cheap": 1.15, "free": 4.0}  # evaluations between refits, as a factor
 _PATIENT = 1000  # below so many evaluations every generation is a refit unless evaluations are free
-_SELECT = 1.6  # evaluations between choices of the form, as a factor
-_ADAPT = 400  # below so many evaluations every refit adapts the prior, above every fourth
-_HUB = 0.08  # share of some cost's variance that makes a layer dominate
-_HUBS, _STRATA = 2, 6
+_STRATA = 6
 _RADIUS = 8
 _LEVELS = 4  # of another objective at which the first is minimised
 _LABELS = 2000
@@ -57,46 +53,25 @@ class Guide:
         self.problem = problem
         self.rules = rules
         self.tier = problem.tier
-        # Tables serve only where nothing is proven by them: otherwise the gap to the proof would mean nothing.
-        self._known = {
-            i: cost
-            for i, (_, cost) in enumerate(problem.distinct)
-            if isinstance(cost, Additive | Pairwise) and not problem.tabulated
-        }
-        self._learners = {
-            i: Learner(rules.allowed) for i in range(len(problem.distinct)) if i not in self._known
-        }
-        self._fits = 0
-        self._fitted_at = 0
-        self._selected_at = 0
-        self._hubs: tuple[int, ...] = ()
-        self._models: dict[int, Model] = {}
-        self._models_at: dict[int, int] = {}  # evaluations at the last fit
+        self.models = CostModels(problem, rules=rules)
         self.trust = 0.0
-
-    @property
-    def first_fit(self) -> int:
-        """Evaluations before the first fit."""
-        if self.tier == "free":
-            return max(int(1.3 * self.rules.allowed.sum()), 1000)
-        return 2 * self.rules.space.num_layers + 20
 
     def due(self, evaluations: int) -> bool:
         """Whether the next generation should be guided."""
-        if evaluations < self.first_fit:
+        if evaluations < self.models.first_fit:
             return False
         if self.tier != "free" and evaluations <= _PATIENT:
             return True
         if self.tier == "free" and self.trust > _CERTAIN:
             return False  # nothing left to learn
-        return evaluations >= _GROWTH[self.tier] * self._fitted_at
+        return evaluations >= _GROWTH[self.tier] * self.models.fitted_at
 
     def propose(self, genomes: Genomes, costs: FloatArray, n: int, *, rng: np.random.Generator) -> Genomes:
         """At most n valid genomes worth evaluating, the most promising first, (p, layers).
 
         genomes (e, layers) and costs (e, k) are all evaluations so far.
         """
-        models = self._fit(genomes, costs)
+        models = self.models.fit(genomes, costs)
         self.trust = min(model.trust for model in models)
         if self.trust < _TRUSTED:
             return genomes[:0]
@@ -142,73 +117,20 @@ class Guide:
         proposed = np.array(found, dtype=np.int64).reshape(-1, self.rules.space.num_layers)
         return proposed[self.problem.space.valid(proposed)]
 
-    def _fit(self, genomes: Genomes, costs: FloatArray) -> list[Model]:
-        """A model of every cost. One that predicts all that came since its fit is kept as it is."""
-        evaluations = len(genomes)
-        rows = self._rows(costs)
-        if self.tier == "free":
-            self._fitted_at = evaluations
-            return additive_models(genomes[rows], costs[rows], num_choices=self.rules.num_choices)
-        select = evaluations >= _SELECT * self._selected_at
-        if select:
-            self._selected_at = evaluations
-            self._hubs = self._dominating(genomes[rows], costs[rows])
-        adapt = self._fits == 0 or evaluations <= _ADAPT or self._fits % 4 == 0
-        self._fits += 1
-        self._fitted_at = evaluations
-        for i, learner in self._learners.items():
-            if i in self._models_at and i not in self._models:
-                before = self._rows(costs[: self._models_at[i]])
-                self._models[i] = learner.again(genomes[before], costs[before, i])
-            if i not in self._models or not self._holds(i, genomes, costs[:, i]):
-                values = costs[rows, i]
-                self._models[i] = learner.fit(
-                    genomes[rows], values, hubs=self._hubs, select=select, adapt=adapt
-                )
-                self._models_at[i] = evaluations
-        return [
-            Model(tables=self._known[i]) if i in self._known else self._models[i]
-            for i in range(costs.shape[1])
-        ]
-
-    def _rows(self, costs: FloatArray) -> Genomes:
-        """Which evaluations (e, k) a model is fitted to."""
-        rows = np.arange(len(costs))
-        most = 10 * self.first_fit if self.tier == "free" else _ROWS
-        if len(costs) <= most:
-            return rows
-        violations = self.problem.violations(costs)
-        best = np.lexsort((costs[:, self.problem.objective_columns[0]], violations))[: most // 2]
-        return np.union1d(best, rows[-(most - most // 2) :])
-
-    def _holds(self, column: int, genomes: Genomes, values: FloatArray) -> bool:
-        """Whether the model of a cost predicts what was evaluated since its fit."""
-        since = self._models_at[column]
-        if since >= len(values):
-            return True
-        missed = self._models[column].predict(genomes[since:]) - values[since:]
-        return bool(np.sqrt(np.mean(missed**2)) <= _EXACT * np.std(values))
-
-    def _dominating(self, genomes: Genomes, costs: FloatArray) -> tuple[int, ...]:
-        """The few layers that account for most of some cost, the most important first."""
-        shares = [learner.shares(genomes, costs[:, i]) for i, learner in self._learners.items()]
-        top = np.max(shares, axis=0)
-        order = np.argsort(-top, kind="stable")[:_HUBS]
-        return tuple(int(i) for i in order if top[i] > max(_HUB, 3.0 / len(top)))
-
     def _strata(self, ranked: Genomes, models: list[Model], rng: np.random.Generator) -> list[dict[int, int]]:
         """Settings of the dominating layers to look into: the best genomes' first, then others at random."""
         pairs = [model.tables.pairs for model in models if isinstance(model.tables, Pairwise)]
         far = any(np.any(p[:, 1] - p[:, 0] != 1) for p in pairs)
-        if not self._hubs or not far:
+        if not self.models.hubs or not far:
             return [{}]
-        options = [np.flatnonzero(self.rules.allowed[hub]).tolist() for hub in self._hubs]
-        settings = [tuple(genome) for genome in ranked[:, list(self._hubs)].tolist()]
+        options = [np.flatnonzero(self.rules.allowed[hub]).tolist() for hub in self.models.hubs]
+        settings = [tuple(genome) for genome in ranked[:, list(self.models.hubs)].tolist()]
         leading = list(dict.fromkeys(settings))[: _STRATA // 2]
         others = [setting for setting in itertools.product(*options) if setting not in leading]
         drawn = rng.permutation(len(others))[: _STRATA - len(leading)]
         return [
-            dict(zip(self._hubs, setting, strict=True)) for setting in leading + [others[i] for i in drawn]
+            dict(zip(self.models.hubs, setting, strict=True))
+            for setting in leading + [others[i] for i in drawn]
         ]
 
     def _bounds(self, models: list[Model]) -> list[tuple[int, float]]:
@@ -322,25 +244,12 @@ class Guide:
 
     def state(self) -> dict[str, Any]:
         """Everything but the evaluations, as JSON."""
-        return {
-            "fits": self._fits,
-            "fitted_at": self._fitted_at,
-            "selected_at": self._selected_at,
-            "hubs": list(self._hubs),
-            "trust": self.trust,
-            "models_at": {str(i): at for i, at in self._models_at.items()},
-            "learners": {str(i): learner.state() for i, learner in self._learners.items()},
-        }
+        return {"trust": self.trust, **self.models.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` gave."""
-        self._fits, self._fitted_at = state["fits"], state["fitted_at"]
-        self._selected_at = state["selected_at"]
-        self._hubs = tuple(state["hubs"])
         self.trust = state["trust"]
-        self._models_at = {int(i): at for i, at in state["models_at"].items()}
-        for key, learner in state["learners"].items():
-            self._learners[int(key)].restore(learner)
+        self.models.restore(state)
 
 
 def conditioned(tables: Tables, fixed: Mapping[int, int]) -> Tables:

@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 from hwsearch.search.database import JOURNAL, LOCK, connect, damaged, lock, writing
 from hwsearch.search.problem import Problem
 from hwsearch.search.space import FloatArray, Genomes
@@ -82,6 +82,7 @@ class Study:
         journal = directory / JOURNAL
         there = journal.is_file()
         if there and not resume:
+            connect(journal).close()  # a file of something else cannot be gone on with
             raise InputError(
                 f"{directory} already holds a run: go on with it by --resume, or choose another directory"
             )
@@ -139,9 +140,10 @@ class Study:
         if stored is None:
             self.remember(key, value)
             return
-        difference = _difference(stored, given)
-        if difference:
-            path, before, now = difference
+        differences = list(_differences(stored, given))
+        if differences:
+            # One option changes a name and whole tables that follow from it: the name tells more.
+            path, before, now = min(differences, key=lambda found: len("".join(found)))
             raise InputError(
                 f"{self.directory} was started with {path} = {before}, not {now}: "
                 "resume with the settings it was started with, or choose another directory"
@@ -300,21 +302,17 @@ def _row(evaluation: Evaluation) -> tuple[Any, ...]:
     )
 
 
-def _difference(stored: Any, given: Any, path: str = "") -> tuple[str, str, str] | None:
-    """The first place where two JSON values differ: its path and both values."""
+def _differences(stored: Any, given: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Where two JSON values differ: the paths and both values."""
     if isinstance(stored, dict) and isinstance(given, dict):
         for key in sorted(stored.keys() | given.keys()):
-            if key not in stored or key not in given:
-                before = json.dumps(stored[key]) if key in stored else "nothing"
-                now = json.dumps(given[key]) if key in given else "nothing"
-                return f"{path}{key}", before, now
-            found = _difference(stored[key], given[key], f"{path}{key}.")
-            if found:
-                return found
-        return None
-    if stored != given:
-        return path.rstrip("."), json.dumps(stored), json.dumps(given)
-    return None
+            if key in stored and key in given:
+                yield from _differences(stored[key], given[key], f"{path}{key}.")
+            else:
+                before, now = (json.dumps(v[key]) if key in v else "nothing" for v in (stored, given))
+                yield f"{path}{key}", before, now
+    elif stored != given:
+        yield path.rstrip("."), json.dumps(stored), json.dumps(given)
 
 
 def read_result(directory: Path) -> dict[str, Any]:
@@ -331,7 +329,9 @@ def read_result(directory: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({error}): go on by --resume to write it again") from None
+        raise DataError(
+            f"cannot read {path} ({plainly(error)}): go on by --resume to write it again"
+        ) from None
     if not isinstance(result, dict) or result.get("schema_version") != 1:
         raise DataError(f"{path} is not a search result: go on by --resume to write it again")
     return result

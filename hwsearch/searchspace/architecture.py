@@ -24,6 +24,7 @@ from hwsearch.searchspace.mixers import (
     GatedDeltaNet,
     MixerSpec,
     NoMixer,
+    SharedKVAttention,
     SlidingWindowAttention,
     elementwise,
 )
@@ -106,6 +107,16 @@ class Architecture(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _keys_to_read(self) -> Self:
+        for index, (layer, source) in enumerate(zip(self.layers, self.kv_sources, strict=True)):
+            if isinstance(layer.mixer, SharedKVAttention) and source is None:
+                raise ValueError(
+                    f"layers[{index}]: shared_kv_attention has nothing to read: no earlier layer is "
+                    f"{layer.mixer.wanted}"
+                )
+        return self
+
     @model_serializer(mode="wrap")
     def _write_derived(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {**handler(self), "layer_types": list(self.layer_types), "targets": list(self.targets)}
@@ -114,6 +125,16 @@ class Architecture(Spec):
     def layer_types(self) -> tuple[str, ...]:
         """Each layer in Hugging Face's `layer_types` vocabulary."""
         return tuple(layer.mixer.layer_type for layer in self.layers)
+
+    @cached_property
+    def kv_sources(self) -> tuple[int | None, ...]:
+        """Per layer the one whose keys and values it reads instead of its own; None for all but shared_kv_attention."""
+        return tuple(
+            next((i for i in reversed(range(index)) if layer.mixer.reads(self.layers[i].mixer)), None)
+            if isinstance(layer.mixer, SharedKVAttention)
+            else None
+            for index, layer in enumerate(self.layers)
+        )
 
     @cached_property
     def targets(self) -> tuple[str, ...]:

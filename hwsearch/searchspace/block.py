@@ -4,18 +4,24 @@ A layer (mixer with its projections, feed-forward network, norms and residual ad
 mixer, and the frame around the layers: embedding, positions, final norm, LM head. What a framework spends between
 kernels is inside a measured block, which a sum of kernels leaves out. A mix of a space's layers, one after the other,
 says what layers cost each other: equal layers in a row find code and branch predictions where the last one left them.
+
+What a block costs depends on how much memory lies between two of its runs: a model that goes through less than a cache
+holds finds its weights and its keys there, one that goes through more does not. So a block is measured among as many
+bytes as the models of a space go through, at a few sizes where these differ.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import StrictBool, ValidationError, model_validator
+import numpy as np
+from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from hwsearch.errors import DataError
 from hwsearch.records import Sampled
@@ -25,16 +31,29 @@ from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import PositiveInt, Spec, decode_json, problems
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["Block", "BlockMeasurement", "blocks_of", "blocks_of_space", "mix_of_space", "working_set_bytes"]
+__all__ = [
+    "Block",
+    "BlockMeasurement",
+    "blocks_of",
+    "blocks_of_space",
+    "mix_of_space",
+    "pass_bytes_of",
+    "pass_bytes_of_space",
+]
 
 
 _MIXED = 12
+_MOST_COPIES = 64
+_SAMPLES, _TAILS = 256, (5, 95)  # models of a space that say what it goes through; percentiles
+_MOST_SIZES = 3
+_LEAST_BYTES = 1 << 20  # any core has such a cache of its own: less makes no difference
 
 
 class Block(Spec):
     """One piece of a model at a workload: a layer, a mix of several, or the frame of a vocabulary.
 
     stretched_rope: whether a softmax mixer's rotary frequencies are rescaled, which costs a few kernels more.
+    pass_bytes: memory that is gone through from one run to the next; None where it is not said.
     """
 
     hidden_size: PositiveInt
@@ -43,6 +62,7 @@ class Block(Spec):
     mix: tuple[LayerSpec, ...] | None = None
     vocab_size: PositiveInt | None = None
     stretched_rope: StrictBool = False
+    pass_bytes: Annotated[StrictInt, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _one_part(self) -> Self:
@@ -77,6 +97,20 @@ class Block(Spec):
             for layer in self.layers
         )
 
+    @property
+    def copies(self) -> int:
+        """How many of it, one after the other, go through `pass_bytes`; one of a frame."""
+        if not self.layers or self.pass_bytes is None:
+            return 1
+        return max(1, min(_MOST_COPIES, round(self.pass_bytes / (self.weight_bytes + self.state_bytes))))
+
+    def among(self, pass_bytes: int) -> Self:
+        """The block with so many bytes gone through, as nearly as whole copies of it can."""
+        asked = self.replace(pass_bytes=pass_bytes)
+        if not self.layers:
+            return asked
+        return asked.replace(pass_bytes=asked.copies * (self.weight_bytes + self.state_bytes))
+
     def to_json(self) -> str:
         """Canonical: equal blocks have equal texts."""
         content = self.model_dump(mode="json", exclude_none=True)
@@ -92,12 +126,14 @@ class Block(Spec):
             raise DataError(f"{source} is not a block: {problems(error)}") from None
 
     def __str__(self) -> str:
+        among = "" if self.pass_bytes is None else f" among {self.pass_bytes / 2**20:.0f} MiB"
         if self.mix:
-            return f"mix of {len(self.mix)} layers at {self.workload}"
-        if self.layer is None:
-            return f"frame of {self.vocab_size} x {self.hidden_size} at {self.workload}"
-        mixer = self.layer.mixer
-        return f"{mixer.kind} {mixer.label}".strip() + f" layer at {self.workload}"
+            what = f"mix of {len(self.mix)} layers"
+        elif self.layer is None:
+            what = f"frame of {self.vocab_size} x {self.hidden_size}"
+        else:
+            what = f"{self.layer.mixer.kind} {self.layer.mixer.label}".strip() + " layer"
+        return f"{what} at {self.workload}{among}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +165,27 @@ def blocks_of_space(space: SearchSpace, workloads: Iterable[Workload]) -> list[B
     return list(found)
 
 
-def working_set_bytes(space: SearchSpace, workload: Workload) -> int:
-    """About the weights and caches that a model of the space goes through in one pass, its layers drawn evenly."""
-    frame = _frame(space.base, workload)
+def pass_bytes_of(architecture: Architecture, workload: Workload) -> int:
+    """The weights and caches that an architecture goes through in one pass."""
+    blocks = blocks_of(architecture, workload)
+    return sum(times * (block.weight_bytes + block.state_bytes) for block, times in blocks.items())
+
+
+def pass_bytes_of_space(
+    space: SearchSpace, workload: Workload, *, most_bytes: float = math.inf
+) -> tuple[int, ...]:
+    """Sizes of what the models of a space go through in one pass, in rising order, each about twice the one before.
+
+    They span nine tenths of the space's models. most_bytes: beyond it more makes no difference either.
+    """
     layers = [_layer(choice, space.base, workload) for choice in space.choices]
-    touched = sum(layer.weight_bytes + layer.state_bytes for layer in layers)
-    return frame.weight_bytes + space.base.num_layers * touched // len(layers)
+    each = np.array([layer.weight_bytes + layer.state_bytes for layer in layers])
+    genomes = space.sample(_SAMPLES, rng=np.random.default_rng(0))
+    whole = _frame(space.base, workload).weight_bytes + each[genomes].sum(axis=1)
+    low, high = np.clip(np.percentile(whole, _TAILS), _LEAST_BYTES, most_bytes)
+    count = min(_MOST_SIZES, 1 + round(math.log2(high / low)))
+    sizes = np.geomspace(low, high, count) if count > 1 else [math.sqrt(low * high)]
+    return tuple(round(size) for size in sizes)
 
 
 def _layer(layer: LayerSpec, base: Base, workload: Workload) -> Block:

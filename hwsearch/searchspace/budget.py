@@ -14,6 +14,7 @@ __all__ = ["COUNTED_KINDS", "BudgetSpec", "parse_budget"]
 COUNTED_KINDS = (
     "full_attention",
     "sliding_window_attention",
+    "shared_kv_attention",
     "gated_delta_net",
     "jet_block",
     "delta_net",

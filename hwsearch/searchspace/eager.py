@@ -14,11 +14,17 @@ from hwsearch.operators import Operator, operator
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.ffn import FFNSpec
 from hwsearch.searchspace.mixers import (
+    GLA,
+    RWKV7,
+    DeltaNet,
     FullAttention,
     GatedDeltaNet,
     JetBlock,
+    Mamba2,
     MixerSpec,
     NoMixer,
+    RetNet,
+    SharedKVAttention,
     SlidingWindowAttention,
     elementwise,
     linear,
@@ -109,15 +115,22 @@ def _ffn(ffn: FFNSpec, hidden_size: int, w: Workload) -> tuple[Operator, ...]:
 
 def _mixer(mixer: MixerSpec, hidden_size: int, w: Workload) -> tuple[Operator, ...]:
     match mixer:
-        case FullAttention() | SlidingWindowAttention():
+        case FullAttention() | SlidingWindowAttention() | SharedKVAttention():
             return _softmax(mixer, hidden_size, w)
         case GatedDeltaNet():
             return _gated_delta_net(mixer, hidden_size, w)
         case JetBlock():
             return _jet_block(mixer, hidden_size, w)
+        case DeltaNet():
+            return _delta_net(mixer, hidden_size, w)
+        case GLA() | RetNet():
+            return _retentive(mixer, hidden_size, w)
+        case Mamba2() | RWKV7():
+            return mixer.lower(hidden_size, w)  # flash-linear-attention's layers launch just these
         case _:
             raise InputError(
-                f"the host hf-eager has no kernel list for the mixer {mixer.kind}: use the host engine"
+                f"the host hf-eager has no kernel list for the mixer {mixer.kind} (no eager module runs it at the "
+                "speed of its kernels): use the host engine or engine-eager"
             )
 
 
@@ -127,13 +140,15 @@ def _only(kinds: tuple[str, ...], operators: tuple[Operator, ...]) -> Operator:
     return found
 
 
-def _softmax(m: FullAttention | SlidingWindowAttention, hidden: int, w: Workload) -> tuple[Operator, ...]:
-    queries, keys = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+def _softmax(
+    m: FullAttention | SlidingWindowAttention | SharedKVAttention, hidden: int, w: Workload
+) -> tuple[Operator, ...]:
+    queries = m.num_heads * m.head_dim
+    keys = () if isinstance(m, SharedKVAttention) else (m.num_kv_heads * m.head_dim,)
     return (
-        *(linear(w, hidden, width) for width in (queries, keys, keys)),
-        *(op for width in (queries, keys) if m.qk_norm for op in _norm(width, w)),
-        *_rotary(queries, w),
-        *_rotary(keys, w),
+        *(linear(w, hidden, width) for width in (queries, *keys, *keys)),
+        *(op for width in (queries, *keys) if m.qk_norm for op in _norm(width, w)),
+        *(op for width in (queries, *keys) for op in _rotary(width, w)),
         _only(("context_attention", "generation_attention"), m.lower(hidden, w)),
         linear(w, queries, hidden),
     )
@@ -157,6 +172,40 @@ def _gated_delta_net(m: GatedDeltaNet, hidden: int, w: Workload) -> tuple[Operat
         *(_conv(w, width, m.conv_size) for width in (keys, keys, values)),
         *_gates(m.num_v_heads, hidden, w),
         _only(("delta_rule_prefill", "delta_rule_decode"), m.lower(hidden, w)),
+        linear(w, hidden, values),
+        elementwise(w, values, reads=2, writes=1),
+        linear(w, values, hidden),
+    )
+
+
+def _delta_net(m: DeltaNet, hidden: int, w: Workload) -> tuple[Operator, ...]:
+    keys, values = m.num_heads * m.head_k_dim, m.num_heads * m.head_v_dim
+    return (
+        *(linear(w, hidden, width) for width in (keys, keys, values)),
+        *(_conv(w, width, m.conv_size) for width in (keys, keys, values)),
+        linear(w, hidden, m.num_heads),
+        elementwise(w, m.num_heads, reads=1, writes=1),
+        _only(("delta_rule_prefill", "delta_rule_decode"), m.lower(hidden, w)),
+        elementwise(w, values, reads=1, writes=1),
+        linear(w, values, hidden),
+    )
+
+
+def _retentive(m: GLA | RetNet, hidden: int, w: Workload) -> tuple[Operator, ...]:
+    keys, values = m.num_heads * m.head_k_dim, m.num_heads * m.head_v_dim
+    if isinstance(m, GLA):
+        before: tuple[Operator, ...] = (
+            linear(w, hidden, m.gate_low_rank_dim),
+            linear(w, m.gate_low_rank_dim, keys),
+            elementwise(w, keys, reads=1, writes=1),  # log sigmoid
+            elementwise(w, keys, reads=1, writes=1),  # over the normaliser
+        )
+    else:
+        before = (elementwise(w, keys, reads=1, writes=1),) * 2  # rotary embedding, one Triton kernel each
+    return (
+        *(linear(w, hidden, width) for width in (keys, keys, values)),
+        *before,
+        _only(("linear_attention_prefill", "linear_attention_decode"), m.lower(hidden, w)),
         linear(w, hidden, values),
         elementwise(w, values, reads=2, writes=1),
         linear(w, values, hidden),

@@ -177,11 +177,30 @@ def _nemotron_flash(base: Base) -> SpaceSpec:
     )
 
 
+def _kv_sharing(base: Base) -> SpaceSpec:
+    window = _window(base)
+    return _spec(
+        description=(
+            "Attention layers with keys and values of their own, full or windowed, and ones that read an earlier "
+            "layer's, as in cross-layer attention (arXiv 2405.12981), YOCO (arXiv 2405.05254) and Gemma 3n."
+        ),
+        mixers=[
+            {"kind": "full_attention"},
+            {"kind": "sliding_window_attention", "window": window},
+            {"kind": "shared_kv_attention"},
+            {"kind": "shared_kv_attention", "window": window},
+        ],
+    )
+
+
 def _all(base: Base) -> SpaceSpec:
     heads, d_k, d_v = _jet(base)
     kv = base.mixer.num_kv_heads
     return _spec(
-        description="Every mixer with its grid, and feed-forward widths; JetBlocks share one point of theirs.",
+        description=(
+            "Every mixer whose kernels the shipped cost models have measurements of, with its grid, and feed-forward "
+            "widths; JetBlocks share one point of theirs."
+        ),
         mixers=[
             {"kind": "full_attention", "num_kv_heads": [n for n in (kv, kv // 2, kv // 4) if n]},
             {"kind": "sliding_window_attention", "window": [512, 1024, _window(base)]},
@@ -212,7 +231,8 @@ PRESETS: Mapping[str, Preset] = {
     "nemotron-flash": Preset(
         "few attention layers among delta-rule layers, as in Nemotron-Flash", _nemotron_flash
     ),
-    "all": Preset("every mixer with its grid, and feed-forward widths", _all),
+    "kv-sharing": Preset("attention that reads an earlier layer's keys and values", _kv_sharing),
+    "all": Preset("every mixer of the shipped cost models with its grid, and feed-forward widths", _all),
 }
 
 

@@ -66,7 +66,7 @@ def architecture_named(name: str) -> Architecture:
     if name in BASES:
         return Architecture.of_base(base_named(name))
     if not name or not path.exists():
-        raise unknown_name("architecture", name, [*REFERENCES, *BASES])
+        raise unknown_name("architecture (and no such file or run)", name, [*REFERENCES, *BASES])
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(

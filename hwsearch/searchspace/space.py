@@ -20,13 +20,12 @@ from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.constraints import CountLimit, CountRule, Pattern, count_rules
 from hwsearch.searchspace.graph import Automaton, PathGraph
+from hwsearch.searchspace.mixers import SOFTMAX_KINDS, SharedKVAttention
 
 __all__ = ["CountLimit", "Genomes", "Pattern", "SearchSpace"]
 
 Genomes = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-_SOFTMAX = ("full_attention", "sliding_window_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,8 @@ class SearchSpace:
     limits: kind -> how often it may occur; patterns: the same within each block of layers.
     forbidden: pairs of kinds that may not follow one another.
     orders: (first, later): no layer of `first` may come after one of `later`.
-    needs: (what, earlier): a layer of `what` may only come after one of `earlier`, anywhere before it.
+    needs: (what, earlier): a layer of `what` may only come after one of `earlier`, anywhere before it. That a
+    shared_kv_attention layer comes after one it can read needs no rule.
     """
 
     base: Base
@@ -130,8 +130,17 @@ class SearchSpace:
 
     @cached_property
     def need_masks(self) -> tuple[tuple[BoolArray, BoolArray], ...]:
-        """Per need which choices (C,) may only come after which (C,)."""
-        return tuple((self.kind_mask(what), self.kind_mask(earlier)) for what, earlier in self.needs)
+        """Per need which choices (C,) may only come after which (C,); keys and values to read are needs too."""
+        mixers = [choice.mixer for choice in self.choices]
+        readable: dict[tuple[bool, ...], list[bool]] = {}
+        for i, mixer in enumerate(mixers):
+            if isinstance(mixer, SharedKVAttention):
+                from_ = tuple(mixer.reads(other) for other in mixers)
+                readable.setdefault(from_, [False] * len(mixers))[i] = True
+        return (
+            *((self.kind_mask(what), self.kind_mask(earlier)) for what, earlier in self.needs),
+            *((np.array(readers), np.array(from_)) for from_, readers in readable.items()),
+        )
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -256,9 +265,9 @@ class SearchSpace:
                 f"{architecture.name} has {len(architecture.layers)} layers and the space {self.num_layers}: "
                 "take the placement from an architecture of the same base"
             )
-        softmax = np.array([kind in _SOFTMAX for kind in self.kinds])
+        softmax = np.array([kind in SOFTMAX_KINDS for kind in self.kinds])
         rows = [
-            self.kind_mask(layer.mixer.kind) if layer.mixer.kind in _SOFTMAX else ~softmax
+            self.kind_mask(layer.mixer.kind) if layer.mixer.kind in SOFTMAX_KINDS else ~softmax
             for layer in architecture.layers
         ]
         placed = np.array(rows)

@@ -27,15 +27,25 @@ from hwsearch.errors import InputError, unknown_name
 from hwsearch.searchspace.architecture import LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.constraints import CountLimit, Pattern
-from hwsearch.searchspace.mixers import FullAttention, Mixer, MixerSpec
+from hwsearch.searchspace.mixers import FullAttention, Mixer, MixerSpec, SharedKVAttention
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import PositiveInt, Spec, problems
 
-__all__ = ["FFNWidths", "LayerRule", "Limit", "MixerGrid", "SpaceSpec", "fields_at", "space_schema"]
+__all__ = [
+    "MIXER_KINDS",
+    "FFNWidths",
+    "LayerRule",
+    "Limit",
+    "MixerGrid",
+    "SpaceSpec",
+    "fields_at",
+    "space_schema",
+]
 
 _MIXERS: Mapping[str, type[Mixer]] = {
     get_args(cls.model_fields["kind"].annotation)[0]: cls for cls in get_args(get_args(MixerSpec)[0])
 }
+MIXER_KINDS = tuple(_MIXERS)
 _FROM_BASE = frozenset(FullAttention.model_fields) - {"kind"}
 _HEADS = ("num_v_heads", "num_heads")  # whichever a recurrent mixer has decides the size of its state
 _STEP = 64  # feed-forward widths given as a share are rounded to a multiple of this
@@ -176,6 +186,9 @@ class SpaceSpec(Spec):
         choices = tuple(LayerSpec(mixer=mixer, ffn=ffn) for mixer in mixers for ffn in ffns)
         kinds = [choice.mixer.kind for choice in choices]
         self._check_names(kinds)
+        for mixer in mixers:
+            if isinstance(mixer, SharedKVAttention) and not any(mixer.reads(other) for other in mixers):
+                raise InputError(f"shared_kv_attention has nothing to read: add {mixer.wanted} to the mixers")
         allowed = [set(range(len(choices))) for _ in range(base.num_layers)]
         for number, rule in enumerate(self.layers):
             names = {member for name in rule.allow for member in self.groups.get(name, (name,))}

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hwsearch.errors import DataError, DependencyError
-from hwsearch.searchspace.spacefile import SpaceSpec, fields_at
+from hwsearch.errors import DataError, DependencyError, plainly, unknown_name
+from hwsearch.searchspace.spacefile import MIXER_KINDS, SpaceSpec, fields_at
 
 __all__ = ["SUFFIXES", "load_space"]
 
@@ -44,7 +44,7 @@ def load_space(path: Path) -> SpaceSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+        raise DataError(f"cannot read {path}: {plainly(error)}") from None
     content = _decode(text, path)
     if not isinstance(content.data, dict):
         raise DataError(f"{path} holds no keys: a space file needs at least `mixers`")
@@ -121,6 +121,16 @@ def _report(error: ValidationError, content: _Content, path: Path) -> str:
             reason = "is missing"
         elif item["type"] == "extra_forbidden":
             reason = f"unknown key{_nearest(at, item['loc'])}"
+        elif item["type"] == "union_tag_invalid":
+            reason = str(unknown_name("mixer", item["ctx"]["tag"], MIXER_KINDS))
+        elif item["type"] == "tuple_type":
+            reason = f"{item['input']!r} is no list: write it in brackets"
+        elif item["type"] == "union_tag_not_found":
+            reason = "kind is missing"
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            reason = (
+                f"{item['input']!r} is no mapping; write keys and values, such as {{kind: full_attention}}"
+            )
         texts.append((f"line {line}, " if line else "") + f"{_dotted(at) or 'top level'}: {reason}")
     more = f"; and {len(own) - 4} more" if len(own) > 4 else ""
     return f"{path} is not a valid space: {'; '.join(texts)}{more}"

@@ -12,6 +12,8 @@ from hwsearch.errors import DataError
 
 __all__ = ["PositiveInt", "Spec", "decode_json", "parse", "problems", "read_json"]
 
+_REASONS = {"extra_forbidden": "unknown key", "missing": "is missing"}
+
 S = TypeVar("S", bound="Spec")
 # The upper bound keeps products of two dimensions, a few times over, inside 64 bits.
 PositiveInt = Annotated[int, Field(ge=1, le=2**30, strict=True)]
@@ -24,7 +26,8 @@ class Spec(BaseModel):
 
     def replace(self, /, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
-        return type(self).model_validate({**dict(self), **changes})
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**own, **changes})
 
 
 def problems(error: ValidationError) -> str:
@@ -35,14 +38,9 @@ def problems(error: ValidationError) -> str:
             "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in item["loc"]).lstrip(".")
             or "(top level)"
         )
-        reason = (
-            "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        )
-        got = (
-            ""
-            if isinstance(item["input"], dict | list) or item["type"] == "extra_forbidden"
-            else repr(item["input"])
-        )
+        reason = _REASONS.get(item["type"], item["msg"].removeprefix("Value error, "))
+        told = isinstance(item["input"], dict | list) or item["type"] in _REASONS
+        got = "" if told else repr(item["input"])
         lines.append(f"{path}: {reason}" + (f" (got {got})" if got else ""))
     more = len(lines) - 4
     return "; ".join(lines[:4]) + (f"; and {more} more" if more > 0 else "")

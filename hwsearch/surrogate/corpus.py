@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.errors import DataError, DependencyError, InputError
+from hwsearch.errors import DataError, DependencyError, InputError, plainly
 from hwsearch.models.folder import new_folder
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class PackedCorpus:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{folder} is no packed corpus: {error}; make it with `pack`") from None
+            raise DataError(f"{folder} is no packed corpus: {plainly(error)}; make it with `pack`") from None
         if any(parts[part].shape != shapes[part] or parts[part].dtype != np.int32 for part in _PARTS):
             raise DataError(f"the parts of {folder} do not fit its {_HEADER}: pack it again")
         return corpus
@@ -104,7 +104,7 @@ def documents(source: Path) -> Iterator[str]:
             case other:
                 raise InputError(f"{source}: text is read from .txt, .md, .jsonl and .parquet, not {other!r}")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {source}: {error}") from None
+        raise DataError(f"cannot read {source}: {plainly(error)}") from None
 
 
 def pack(

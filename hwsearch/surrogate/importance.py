@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.errors import DataError, InputError, unknown_name
+from hwsearch.errors import DataError, InputError, plainly, unknown_name
 
 __all__ = ["BUILTIN_SWEEPS", "LINEAR_KINDS", "LayerSweep", "QualityLoss", "linear_shares", "load_sweep"]
 
@@ -138,7 +138,7 @@ def load_sweep(source: str, *, base: str, num_layers: int) -> LayerSweep:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path} as a CSV of layer scores: {error}") from None
+            raise DataError(f"cannot read {path} as a CSV of layer scores: {plainly(error)}") from None
         model = None
     scores = _read(text, source)
     if model is None:

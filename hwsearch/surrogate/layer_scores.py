@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import InputError, unknown_name
+from hwsearch.searchspace.mixers import SOFTMAX_KINDS
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.surrogate.scoring import Score, Scorer
 from hwsearch.surrogate.supernet import Supernet
@@ -24,7 +25,7 @@ __all__ = ["LayerScores", "layer_scores", "linear_choice"]
 
 Genomes = NDArray[np.int64]
 
-_NOT_LINEAR = ("full_attention", "sliding_window_attention", "none")
+_NOT_LINEAR = (*SOFTMAX_KINDS, "none")
 _UNTOUCHED = -1
 
 

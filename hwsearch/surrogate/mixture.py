@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from hwsearch.errors import DataError, InputError, unknown_name
+from hwsearch.errors import DataError, InputError, plainly, unknown_name
 
 __all__ = ["FORMS", "Mixture", "MixtureRuns", "propose_mixture", "read_runs"]
 
@@ -66,7 +66,7 @@ def read_runs(path: Path, *, score: str) -> MixtureRuns:
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} as a CSV of runs: {error}") from None
+        raise DataError(f"cannot read {path} as a CSV of runs: {plainly(error)}") from None
     columns = list(rows[0]) if rows else []
     if score not in columns:
         raise unknown_name(f"score column in {path}", score, columns)

@@ -1,10 +1,7 @@
 """Short proxy training: a candidate by itself, from its supernet weights, with everything but its mixers frozen.
 
-A candidate is a supernet of one path. It is trained end to end with the losses of stage B, on the data of the supernet,
-for a number of tokens, and scored like a path. Between candidates, successive halving (Jamieson and Talwalkar, 2016):
-all train for a part of the tokens, the best share of them goes on. The learning rate follows the schedule of the whole
-length throughout, so a candidate that goes on is continued, not started again, and those that stop early are compared
-at the same point of it.
+It is trained with the losses of stage B for a number of tokens (candidate.py). Between candidates, successive halving
+(Jamieson and Talwalkar, 2016): all train for a part of the tokens, the best share of them goes on.
 """
 
 from __future__ import annotations
@@ -17,17 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hwsearch.errors import InputError
+from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.scoring import Score
 from hwsearch.surrogate.supernet_folder import SupernetFolder
-from hwsearch.surrogate.training import Recipe, Stage, train
+from hwsearch.surrogate.training import Recipe, Stage
 
 __all__ = ["ProxyJob", "ProxyResult", "Submits", "proxy_recipe", "proxy_training", "run_proxy", "rungs"]
-
-Genomes = NDArray[np.int64]
 
 
 class Submits(Protocol):
@@ -51,18 +44,13 @@ class _Here:
 class ProxyJob:
     """A candidate, by the genome (layers,) in the space of a supernet folder, and how far to train it.
 
-    steps: of the recipe. output: where candidates keep their weights and scores. checkpoint: where the teacher is now.
+    steps: of the recipe. output: where candidates keep their weights and scores.
     """
 
-    supernet: Path
+    training: CandidateTraining
     genome: tuple[int, ...]
-    recipe: Recipe
     steps: int
     output: Path
-    items: int | None = None
-    text_rows: int = 16
-    device: str = "cpu"
-    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +78,14 @@ def proxy_recipe(recipe: Recipe, *, steps: int, learning_rate: float | None = No
 
 def run_proxy(job: ProxyJob) -> ProxyResult:
     """Train a candidate up to the job's steps, from wherever it is, and score it."""
-    source = SupernetFolder(job.supernet, checkpoint=job.checkpoint)
-    single = source.supernet(device=job.device).only(job.genome)
+    training, source = job.training, job.training.source
+    path = source.supernet(device=training.device).only(job.genome)
     # By what decides the outcome: the same candidate goes on where it was, another supernet's starts anew.
-    identity = json.dumps([source.weights_hash, job.genome, asdict(job.recipe)])
+    identity = json.dumps([source.weights_hash, job.genome, asdict(training.recipe)])
     folder = job.output / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    corpus, batch = source.corpus, source.settings.batch
-    trained = train(
-        single,
-        lambda number: corpus.batch(number, batch=batch, seed=job.recipe.seed),
-        job.recipe,
-        folder=folder,
-        until=job.steps,
-    )
-    scorer = source.scorer(single, items=job.items, text_rows=job.text_rows)
-    score = scorer.scores(np.array([job.genome]))[0]
-    SupernetFolder(folder).write_path(single, trained, source=source)
+    trained = training.train(path, folder=folder, until=job.steps)
+    score = training.score(path)
+    SupernetFolder(folder).write_path(path, trained, source=source)
     return ProxyResult(
         genome=job.genome,
         steps=job.steps,
@@ -145,7 +124,7 @@ def proxy_training(
     found: dict[tuple[int, ...], ProxyResult] = {}
     place: Submits = executor or _Here()
     alive = list(jobs)
-    for count, steps in rungs(jobs[0].recipe.b.steps, candidates=len(jobs), halving=halving):
+    for count, steps in rungs(jobs[0].training.recipe.b.steps, candidates=len(jobs), halving=halving):
         if found:
             alive.sort(key=lambda job: found[job.genome].score.cost(metric))
         alive = alive[:count]

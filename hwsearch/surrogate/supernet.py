@@ -26,7 +26,8 @@ from hwsearch.errors import InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.convert import build_model, converted_mixer
-from hwsearch.models.hybrid import HybridForCausalLM, HybridLayer
+from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.models.layer import HybridLayer
 from hwsearch.models.mixers.base import Mixer
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.mixers import NoMixer
@@ -86,7 +87,8 @@ class Supernet(nn.Module):
         """A supernet before training: the alternatives start as `hwsearch build` starts them.
 
         dtype: of all weights; the checkpoint's if None. Raises InputError for a space over another base, with other
-        feed-forward networks, or without the teacher's attention; DataError where the checkpoint cannot be read.
+        feed-forward networks, with layers that read others' caches, or without the teacher's attention; DataError where
+        the checkpoint cannot be read.
         """
         base = checkpoint.base
         if space.base != base.replace(name=space.base.name):
@@ -99,6 +101,11 @@ class Supernet(nn.Module):
             raise InputError(
                 f"a supernet keeps the teacher's feed-forward networks of {base.ffn.intermediate_size}; the space has "
                 f"others of {', '.join(map(str, widths))}: leave `ffn` out of the space"
+            )
+        if "shared_kv_attention" in space.kinds:
+            raise InputError(
+                "shared_kv_attention reads what another layer's choice left, which the paths of a supernet do not "
+                "hand on: leave it out of the space"
             )
         teacher, _ = build_model(Architecture.of_base(space.base), checkpoint=checkpoint, dtype=dtype)
         own = _teacher_choice(space)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.folder import new_folder
 from hwsearch.searchspace.architecture import Architecture
@@ -34,26 +34,16 @@ from hwsearch.surrogate.corpus import PackedCorpus, pack
 from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.space_json import space_content, space_from_content
 from hwsearch.surrogate.supernet import Supernet, hash_tensors
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.tasks import EncodedTasks, Task, read_tasks
-from hwsearch.surrogate.training import Progress, Recipe, Trained, train
+from hwsearch.surrogate.training import Batches, Progress, Trained, train
 
-__all__ = ["SupernetFolder", "SupernetSettings", "space_content", "space_from_content", "tokenizer_of"]
+__all__ = ["SupernetFolder", "tokenizer_of"]
 
 _ABOUT, _WEIGHTS, _STATE = "supernet.json", "alternatives.safetensors", "training.safetensors"
 _CORPUS, _TASKS, _SCORES = "corpus", "tasks.jsonl", "scores.db"
 _VERSION = 1
 _VALIDATION_SHARE = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupernetSettings:
-    """How a supernet is trained. batch: rows; length: their tokens; dtype: of all weights, the checkpoint's if None."""
-
-    recipe: Recipe = field(default_factory=Recipe)
-    batch: int = 8
-    length: int = 1024
-    dtype: str | None = None
-    train_attention: bool = False
 
 
 class SupernetFolder:
@@ -85,7 +75,7 @@ class SupernetFolder:
             version = content["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.folder} is no supernet ({error}): make one with `hwsearch supernet`"
+                f"{self.folder} is no supernet ({plainly(error)}): make one with `hwsearch supernet`"
             ) from None
         if version != _VERSION:
             raise DataError(f"{path} is of version {version}, not {_VERSION}: train the supernet again")
@@ -137,7 +127,7 @@ class SupernetFolder:
             "checkpoint": str(checkpoint.folder.resolve()),
             "teacher": _hash(checkpoint),
             "space": space_content(space),
-            "settings": _settings_content(settings),
+            "settings": settings.content(),
             "sources": [source.name for source in sources],
         }
         if self.exists:
@@ -187,13 +177,27 @@ class SupernetFolder:
         """The packed text."""
         return PackedCorpus.open(self.folder / _CORPUS)
 
+    def batches(self, *, seed: int) -> Batches:
+        """The batches of a training on the text."""
+        corpus, rows = self.corpus, self.settings.batch
+        return lambda number: corpus.batch(number, batch=rows, seed=seed)
+
     @property
     def settings(self) -> SupernetSettings:
         """How it is trained."""
-        return _settings_from_content(self.about["settings"])
+        return SupernetSettings.of(self.about["settings"])
 
-    def untrained(self, *, device: torch.device | str = "cpu") -> Supernet:
-        """The supernet as it starts. Raises DataError where the checkpoint is not the one it was begun with."""
+    def untrained(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        space: SearchSpace | None = None,
+        seed: int | None = None,
+    ) -> Supernet:
+        """The supernet as it starts; with a space or a seed, another one of the same teacher.
+
+        Raises DataError where the checkpoint is not the one it was begun with.
+        """
         checkpoint, settings = self.checkpoint, self.settings
         if _hash(checkpoint) != self.about["teacher"]:
             raise DataError(
@@ -201,9 +205,9 @@ class SupernetFolder:
             )
         supernet = Supernet.of(
             checkpoint,
-            self.space,
-            dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
-            seed=settings.recipe.seed,
+            space or self.space,
+            dtype=settings.torch_dtype,
+            seed=settings.recipe.seed if seed is None else seed,
             train_attention=settings.train_attention,
         )
         return supernet.to(device)
@@ -216,7 +220,7 @@ class SupernetFolder:
         try:
             found = supernet.alternatives.load_state_dict(load_file(str(path)), strict=False)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise DataError(f"cannot read {path}: {error}") from None
+            raise DataError(f"cannot read {path}: {plainly(error)}") from None
         if found.missing_keys or found.unexpected_keys:
             raise DataError(
                 f"{path} does not hold the mixers of the space in {_ABOUT}: train the supernet again"
@@ -236,11 +240,11 @@ class SupernetFolder:
         """
         if self.trained:
             return _trained(self.about["training"])
-        settings, supernet, corpus = self.settings, self.untrained(device=device), self.corpus
+        recipe, supernet = self.settings.recipe, self.untrained(device=device)
         trained = train(
             supernet,
-            lambda number: corpus.batch(number, batch=settings.batch, seed=settings.recipe.seed),
-            settings.recipe,
+            self.batches(seed=recipe.seed),
+            recipe,
             folder=self.folder,
             on_step=on_step,
             stop=stop,
@@ -331,20 +335,11 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the tokenizer of {checkpoint.folder}: {error}") from None
+        raise DataError(f"cannot read the tokenizer of {checkpoint.folder}: {plainly(error)}") from None
 
 
 def _hash(checkpoint: Checkpoint) -> str:
     return hash_tensors((name, checkpoint.tensor(name)) for name in sorted(checkpoint.names))
-
-
-def _settings_content(settings: SupernetSettings) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return content
-
-
-def _settings_from_content(content: Mapping[str, Any]) -> SupernetSettings:
-    return SupernetSettings(**{**content, "recipe": Recipe.of(content["recipe"])})
 
 
 def _trained(content: Mapping[str, Any]) -> Trained:

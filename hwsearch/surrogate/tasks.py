@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.errors import DataError, InputError, OutputError, plainly
 
 __all__ = ["EncodedTasks", "Task", "TaskItem", "TaskScore", "read_tasks", "write_tasks"]
 
@@ -30,6 +30,10 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
+_STRETCH, _FEW = (
+    1.25,
+    8,
+)  # rows of a batch are at most so many times, or so many tokens, longer than its shortest
 _KEYS = ({"task", "prompt", "completion"}, {"task", "question", "choices", "answer"})
 
 
@@ -137,11 +141,19 @@ class EncodedTasks:
         return len(self.tokens_NT)
 
     def batches(self, rows: int) -> Iterator[tuple[IntArray, IntArray]]:
-        """(indices (b,), tokens (b, longest of them)) with b <= `rows`, rows of like length together."""
+        """(indices (b,), tokens (b, longest of them)) with b <= `rows`, rows of like length together.
+
+        A batch ends where a row is so much longer than its first that most of what is computed would be padding.
+        """
         order = np.argsort(self.lengths_N, kind="stable")
-        for start in range(0, len(order), rows):
-            index = order[start : start + rows]
+        lengths_N = self.lengths_N[order]
+        start = 0
+        while start < len(order):
+            longest = max(_STRETCH * lengths_N[start], lengths_N[start] + _FEW)
+            like = int(np.searchsorted(lengths_N, longest, side="right"))
+            index = order[start : min(like, start + rows)]
             yield index, self.tokens_NT[index, : self.lengths_N[index[-1]]]
+            start += len(index)
 
     def item_scores(self, log_probs_NT: FloatArray, hits_NT: BoolArray) -> tuple[BoolArray, FloatArray]:
         """Per item whether it is right (items,), and the mean nats per token of the right answer (items,).
@@ -179,7 +191,7 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the task file {path}: {error}") from None
+        raise DataError(f"cannot read the task file {path}: {plainly(error)}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             name, item = _item(line, where=f"{path}, line {number}")

@@ -90,6 +90,7 @@ def test_two_workers_share_a_plan_and_one_store(hwsearch: Call, tmp_path: Path) 
         (("--base", "Qwen2.5-0.5B"), "add --space"),
         (("--space", "postnas"), "needs --base"),
         (("--space", "postnas", "--base", "Qwen2.5-0.5B", "--workload", "decode:batch=9..1,context=4"), "batch"),
+        (("--space", "kv-sharing", "--base", "Qwen2.5-0.5B", "--workload", "decode:batch=1,context=64"), "--no-blocks"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_before_a_store_is_made(

@@ -57,6 +57,21 @@ def test_ray_gives_the_same(
     assert (run / "result.json").read_bytes() == (alone / "result.json").read_bytes()
 
 
+def test_each_named_gpu_has_a_worker_of_its_own(
+    hwsearch: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is touched: what counts is what each worker is allowed to see."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("DEVICE_LOG", str(log))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    given = (*MEASURED, "--quality", "tests.search.slow_objective:on_a_device", "--evaluations", 24)
+    devices = ("--worker-device", "cuda:2", "--worker-device", "cuda:0")
+    assert hwsearch(*given, *devices, "-o", tmp_path / "run").status == 0
+    seen = {tuple(line.split()) for line in log.read_text().splitlines()}
+    assert {device for device, _ in seen} == {"GPU-c", "GPU-a"}
+    assert len(seen) == 2, "one process for each device"
+
+
 def test_sums_of_a_sweep_start_no_worker_and_say_so(hwsearch: Call, tmp_path: Path) -> None:
     outcome = hwsearch(*SUMMED, "--evaluations", 400, "--workers", 2, "-o", tmp_path / "run", "--json")
     assert "workers are not started" in outcome.err
@@ -73,6 +88,10 @@ def test_sums_of_a_sweep_start_no_worker_and_say_so(hwsearch: Call, tmp_path: Pa
         (("--assume", "none=1"), "--assume states what a sweep does not know"),
         (("--solver", "exact"), "search by evolution"),
         (("--generations", "3", "--evaluations", "60"), "give one of the two"),
+        (("--worker-device", "cuda:0", "--workers", "2"), "each device has one worker"),
+        (("--worker-device", "cuda:0", "--worker-device", "cuda"), "name each once"),
+        (("--worker-device", "gpu0"), "unknown device 'gpu0'"),
+        (("--worker-device", "cuda:0", "--executor", "ray"), "write --worker-device cuda"),
         (("--quality", "tests.search.slow_objective:fail"), "evaluations failed; the first said"),
     ],
 )

@@ -77,6 +77,21 @@ def test_more_generations_on_the_command_line(hwsearch: Call, tmp_path: Path) ->
     assert "holds 9 generations: ask for at least as many, not 8" in fewer.complaint
 
 
+def test_more_evaluations_keep_the_population_they_began_with(hwsearch: Call, tmp_path: Path) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    given = (*SEARCH[:-3], "--budget", "latency<=8ms")  # no population
+    assert hwsearch(*given, "--evaluations", 880, "-o", run).status == 0
+    assert hwsearch(*given, "--evaluations", 1500, "-o", run, "--resume").status == 0
+    assert hwsearch(*given, "--evaluations", 1500, "--population", 22, "-o", again).status == 0
+    assert (run / "result.json").read_bytes() == (again / "result.json").read_bytes()
+    other = hwsearch(
+        *given, "--space", "puzzle", "--assume", "narrow_ffn=0.5", "-o", run, "--resume"
+    ).complaint
+    assert 'was started with preset = "postnas", not "puzzle"' in other
+    solver = hwsearch(*given, "--solver", "exact", "-o", run, "--resume").complaint
+    assert 'was started with solver = "auto", not "exact"' in solver
+
+
 def test_what_is_no_run_is_refused_in_one_line(hwsearch: Call, tmp_path: Path) -> None:
     assert "no run in" in hwsearch("study", "show", tmp_path).complaint
     foreign = tmp_path / "journal.sqlite"

@@ -11,9 +11,10 @@ from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
 from hwsearch.operators import columns, kind_named
+from hwsearch.pipeline.linear_blocks import block_named
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import BASES
-from hwsearch.searchspace.mixers import GatedDeltaNet
+from hwsearch.searchspace.mixers import RGLRU, GatedDeltaNet, Mixer
 from hwsearch.searchspace.references import architecture_named
 from hwsearch.searchspace.workload import Workload
 
@@ -35,6 +36,10 @@ def h100() -> CostModel:
     return load_builtin("h100-sxm")
 
 
+def _layer_of(mixer: Mixer) -> LayerSpec:
+    return LayerSpec.model_validate({"mixer": mixer.model_dump(), "ffn": BASES["Qwen3-1.7B"].ffn})
+
+
 def _flops(host: Host, architecture: Architecture, workload: Workload) -> dict[str, float]:
     total: dict[str, float] = {}
     hidden = architecture.base.hidden_size
@@ -53,6 +58,25 @@ def test_eager_launches_more_kernels_for_the_same_arithmetic(name: str, text: st
     assert _flops(HF_EAGER, architecture, workload) == pytest.approx(_flops(ENGINE, architecture, workload))
     layer, hidden = architecture.layers[0], architecture.base.hidden_size
     assert len(HF_EAGER.mixer(layer, hidden, workload)) > 2 * len(ENGINE.mixer(layer, hidden, workload))
+
+
+@pytest.mark.parametrize("text", ["decode:batch=4,context=8k", "prefill:batch=2,context=6k,chunk=2k"])
+@pytest.mark.parametrize("kind", ["delta_net", "gla", "retnet", "mamba2", "rwkv7"])
+def test_every_linear_mixer_of_fla_has_an_eager_kernel_list(kind: str, text: str) -> None:
+    """The same arithmetic and weights whichever host; eager never launches fewer kernels."""
+    layer = _layer_of(block_named(kind, BASES["Qwen3-1.7B"]))
+    one = Architecture(name=kind, base=BASES["Qwen3-1.7B"], layers=(layer,) * 28)
+    workload, hidden = Workload.from_text(text), one.base.hidden_size
+    assert _flops(HF_EAGER, one, workload) == pytest.approx(_flops(ENGINE, one, workload))
+    assert len(HF_EAGER.mixer(layer, hidden, workload)) >= len(ENGINE.mixer(layer, hidden, workload))
+
+
+def test_a_mixer_without_an_eager_module_is_refused_by_name() -> None:
+    layer = _layer_of(RGLRU(width=2048, num_heads=16))
+    with pytest.raises(InputError, match="hf-eager has no kernel list for the mixer rg_lru"):
+        HF_EAGER.mixer(
+            layer, BASES["Qwen3-1.7B"].hidden_size, Workload.from_text("decode:batch=1,context=1k")
+        )
 
 
 def test_a_decode_step_reads_and_writes_the_whole_kv_cache(h100: CostModel) -> None:

@@ -46,7 +46,8 @@ _WORKLOADS = [
 @pytest.mark.parametrize("execution", ["eager", "cuda-graph"])
 def test_layers_add_up_to_a_model(tmp_path: Path, execution: Execution) -> None:
     space = space_named("postnas", _BASE)
-    blocks = asked_blocks(space, _WORKLOADS)
+    with LocalBench(BenchSetup(device="cuda:0")) as bench:
+        blocks = asked_blocks(space, _WORKLOADS, device=bench.probe())
     with Store.open(tmp_path / "gpu.db", create=True) as store:
         summary = profile(store, [], blocks=blocks, device="cuda:0", execution=execution, timeout_s=120)
         rows = store.blocks()

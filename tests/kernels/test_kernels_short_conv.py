@@ -38,6 +38,20 @@ def test_backends_pieces_and_steps_agree(width: int, length: int) -> None:
     assert torch.equal(end, last)
 
 
+@pytest.mark.parametrize("length", [1, 2, 65])
+def test_gradients_are_those_of_the_sum_over_taps(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    x = torch.randn(2, length, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    found = []
+    for backend in ("torch", "reference"):
+        out, last = short_conv(x, weight, state_BWD=state, backend=backend)
+        found.append(torch.autograd.grad(out.square().sum() + last.sum(), (x, weight, state)))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_last_column_weighs_the_newest_token() -> None:
     x = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1)
     out, state = short_conv(x, torch.tensor([[10.0, 1.0]]), backend="reference")

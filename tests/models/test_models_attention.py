@@ -165,19 +165,20 @@ def _steps(mixer: Mixer, state: MixerState, tokens: Tensor) -> tuple[Tensor, Mix
     return torch.cat(outs, dim=1), state
 
 
-def test_a_state_serves_two_continuations_and_decoding_does_not_copy_the_cache() -> None:
+@pytest.mark.parametrize("spec", [tiny.FULL, tiny.WINDOW], ids=["full", "window"])
+def test_a_state_serves_two_continuations_and_decoding_does_not_copy_the_cache(spec: Spec) -> None:
     torch.manual_seed(0)
-    mixer = mixer_for(tiny.FULL, 32, rope=Rope(theta=1e4))
+    mixer = mixer_for(spec, 32, rope=Rope(theta=1e4))
     prompt, left, right = torch.randn(1, 9, 32), torch.randn(1, 300, 32), torch.randn(1, 300, 32)
     with torch.inference_mode():
         _, start = mixer(prompt, state=mixer.new_state(1))
         first, after = _steps(mixer, start, left[:, :4])
         assert isinstance(after, AttentionState)
-        at = after.k_BHSD.data_ptr()
         second, _ = _steps(mixer, start, right[:, :4])
         rest, last = _steps(mixer, after, left[:, 4:100])
         assert isinstance(last, AttentionState)
-        assert last.k_BHSD.data_ptr() == at, "the cache moved within its room"
+        assert after.room is not None
+        assert last.room is after.room, "the cache moved out of its room"
         for tokens, found in ((left[:, :100], torch.cat((first, rest), dim=1)), (right[:, :4], second)):
             expected, _ = mixer(torch.cat((prompt, tokens), dim=1))
             assert tiny.largest_difference(found, expected[:, 9:]) < 1e-5

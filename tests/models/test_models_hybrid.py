@@ -24,6 +24,7 @@ STACKS: dict[str, tuple[MixerSpec, ...]] = {
     "window": (tiny.WINDOW, tiny.WINDOW.replace(window=1), tiny.WINDOW.replace(window=64)),
     "softmax and none": (NoMixer(), tiny.FULL, NoMixer(), tiny.WINDOW),
     "sinks and sigmoid": (tiny.FULL.replace(sinks=True), tiny.WINDOW.replace(scores="sigmoid")),
+    "shared keys": (tiny.WINDOW, tiny.FULL, tiny.SHARED, NoMixer(), tiny.SHARED_WINDOW, tiny.SHARED),
     **{f"{spec.kind} and full": (spec, tiny.FULL) for spec in tiny.LINEAR},
     "linear only": tiny.LINEAR[:3],
     "everything": (tiny.WINDOW, *tiny.LINEAR, NoMixer(), tiny.FULL),

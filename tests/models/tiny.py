@@ -26,12 +26,15 @@ from hwsearch.searchspace.mixers import (
     Mamba2,
     MixerSpec,
     RetNet,
+    SharedKVAttention,
     SlidingWindowAttention,
 )
 
 VOCABULARY = 97
 FULL = FullAttention(num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True)
 WINDOW = SlidingWindowAttention(window=5, **FULL.model_dump(exclude={"kind"}))
+SHARED = SharedKVAttention(**FULL.model_dump(exclude={"kind"}))
+SHARED_WINDOW = SharedKVAttention(**WINDOW.model_dump(exclude={"kind"}))
 
 LINEAR: tuple[MixerSpec, ...] = (
     GatedDeltaNet(num_k_heads=2, num_v_heads=4, head_k_dim=12, head_v_dim=20),

@@ -16,14 +16,16 @@ from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.errors import InfeasibleError, InputError
 from hwsearch.models.checkpoint import Checkpoint
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.pipeline.postnas import Plan, Postnas
+from hwsearch.pipeline.postnas import Postnas
+from hwsearch.pipeline.postnas_plan import Plan
 from hwsearch.pipeline.postnas_report import write_report
 from hwsearch.search.executors import InlineExecutor
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.workload import Workload
 from hwsearch.surrogate.importance import load_sweep
-from hwsearch.surrogate.supernet_folder import SupernetSettings
+from hwsearch.surrogate.supernet import Supernet
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Recipe, Stage
 from tests.surrogate.tiny_supernet import teacher, write_task_items, write_text
 
@@ -175,6 +177,25 @@ def test_a_finished_run_is_read_and_other_settings_are_refused(
     assert (whole[0].run / "steps" / "grid.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="was started with plan"):
         _run(folder, replace(plan, seed=1), whole[0].run).go()
+
+
+def test_everything_is_trained_and_scored_on_the_device_asked_for(
+    made: tuple[Path, Plan],
+    whole: tuple[Postnas, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, plan = made
+    asked = set()
+    to = Supernet.to
+
+    def recorded(net: Supernet, device: Any) -> Supernet:
+        asked.add(device)
+        return to(net, device)
+
+    monkeypatch.setattr(Supernet, "to", recorded)
+    assert _run(folder, plan, tmp_path / "run", train_device="cpu:0").go() == whole[1]
+    assert asked == {"cpu:0"}
 
 
 def test_budgets_out_of_reach_are_named_before_anything_is_trained(

@@ -15,7 +15,8 @@ from hwsearch.search.fidelity import FidelityResult, Round
 from hwsearch.search.study import Study, read_result
 from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.workload import Workload
-from hwsearch.surrogate.supernet_folder import SupernetFolder, SupernetSettings
+from hwsearch.surrogate.supernet_folder import SupernetFolder
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Recipe, Stage
 from tests.surrogate.tiny_supernet import space, teacher, write_task_items, write_text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,15 +12,21 @@ from hwsearch.errors import InputError
 from hwsearch.models.mixers.attention import AttentionState
 from hwsearch.profilers.bench import BenchSetup, LocalBench
 from hwsearch.profilers.run import measure_all
-from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, random_model, stack_height
+from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, random_model
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.profilers.whole import open_whole
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, working_set_bytes
+from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, pass_bytes_of, pass_bytes_of_space
 from hwsearch.searchspace.ffn import SwiGLU
-from hwsearch.searchspace.mixers import FullAttention, GatedDeltaNet, NoMixer, SlidingWindowAttention
+from hwsearch.searchspace.mixers import (
+    FullAttention,
+    GatedDeltaNet,
+    NoMixer,
+    SharedKVAttention,
+    SlidingWindowAttention,
+)
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload import Workload
 from tests.profilers.made_up import made_up_device
@@ -64,7 +71,22 @@ def test_a_model_is_its_layers_and_its_frame() -> None:
     space = space_named("postnas", _BASE)
     asked = blocks_of_space(space, [_DECODE, _PREFILL])
     assert len(asked) == len(set(asked)) == 2 * (1 + len(space.choices))
-    assert working_set_bytes(space, _DECODE) > 0
+
+
+def test_the_sizes_of_a_space_span_its_models() -> None:
+    space = space_named("postnas", _BASE)
+    long = _DECODE.replace(batch=64, context=500)
+    sizes = pass_bytes_of_space(space, long)
+    models = [space.decode(genome, name="one") for genome in space.sample(50, rng=np.random.default_rng(1))]
+    passed = sorted(pass_bytes_of(model, long) for model in models)
+    assert len(sizes) == 3
+    assert passed[5] >= 0.9 * sizes[0]
+    assert passed[-6] <= 1.1 * sizes[-1]
+    assert sizes[1] == pytest.approx((sizes[0] * sizes[2]) ** 0.5, abs=1)
+    # Short caches: all models are about as large.
+    assert len(pass_bytes_of_space(space, _DECODE.replace(batch=1, context=2))) == 1
+    (beyond,) = pass_bytes_of_space(space, long, most_bytes=10)
+    assert beyond == 10
 
 
 @pytest.mark.parametrize("layer", _LAYERS, ids=lambda layer: layer.mixer.kind)
@@ -85,6 +107,7 @@ def test_every_layer_runs_as_a_stack_again_and_again(layer: LayerSpec, workload:
         runnable.function()
     assert runnable.copies == 3
     assert runnable.kernel()
+    assert runnable.state_bytes is not None
     if workload.phase == "decode":
         # The state before the last token, which is not in yet; softmax attention keeps a position beside it.
         token = (
@@ -93,10 +116,15 @@ def test_every_layer_runs_as_a_stack_again_and_again(layer: LayerSpec, workload:
         assert block.state_bytes - token <= runnable.state_bytes <= block.state_bytes
 
 
+_READING = SharedKVAttention(**_ATTENTION.model_dump(exclude={"kind"}))
+_SHARING = _HYBRID.replace(layers=(*_LAYERS[:2], LayerSpec(mixer=_READING, ffn=_BASE.ffn), _LAYERS[3]))
+
+
+@pytest.mark.parametrize("architecture", [_HYBRID, _SHARING], ids=["hybrid", "sharing"])
 @torch.inference_mode()
-def test_a_decode_step_repeats_itself_at_the_context_asked_for() -> None:
+def test_a_decode_step_repeats_itself_at_the_context_asked_for(architecture: Architecture) -> None:
     """Steps of a rewound cache give the same logits, which are those of a cache that a real prefill left."""
-    model = random_model(_HYBRID, device=_CPU, dtype="float32", seed=0)
+    model = random_model(architecture, device=_CPU, dtype="float32", seed=0)
     runnable = model_runnable(model, _DECODE, device=_CPU, seed=0)
     first, again = runnable.function(), runnable.function()
     assert isinstance(first, torch.Tensor)
@@ -132,19 +160,23 @@ def test_the_frame_is_a_model_without_layers() -> None:
         assert (runnable.copies, runnable.state_bytes) == (1, 0)
 
 
-def test_stacks_are_as_high_as_a_model_is_large_and_memory_allows() -> None:
+def test_stacks_are_as_high_as_a_model_is_large() -> None:
     block = Block(hidden_size=16, workload=_DECODE, layer=_LAYERS[3])
     each = block.weight_bytes
-    assert stack_height(block, rotate_bytes=5 * each, most_bytes=1e9) == 5
-    assert stack_height(block, rotate_bytes=5 * each, most_bytes=2.5 * each) == 2
-    assert stack_height(block, rotate_bytes=1, most_bytes=1) == 1
-    assert stack_height(block, rotate_bytes=1 << 40, most_bytes=1e12) == 64
-    frame = Block(hidden_size=16, workload=_DECODE, vocab_size=32)
-    assert stack_height(frame, rotate_bytes=1 << 40, most_bytes=1e12) == 1
+    assert block.copies == 1
+    assert block.among(round(4.6 * each)) == block.replace(pass_bytes=5 * each)
+    assert block.among(round(4.6 * each)).copies == 5
+    assert block.among(1).copies == 1
+    assert block.among(1 << 40).copies == 64
+    frame = Block(hidden_size=16, workload=_DECODE, vocab_size=32).among(1 << 40)
+    assert (frame.copies, frame.pass_bytes) == (1, 1 << 40)
+    assert "among 1048576 MiB" in str(frame)
 
 
 def test_blocks_are_measured_and_kept(tmp_path: Path) -> None:
-    blocks = {block: 200_000 for workload in (_DECODE, _PREFILL) for block in blocks_of(_HYBRID, workload)}
+    blocks = [
+        block.among(200_000) for workload in (_DECODE, _PREFILL) for block in blocks_of(_HYBRID, workload)
+    ]
     path = tmp_path / "a.db"
     with Store.open(path, create=True) as store, LocalBench(BenchSetup(rule=_RULE)) as bench:
         name = bench.environment.device_name
@@ -175,11 +207,11 @@ def test_a_block_that_cannot_run_is_a_row() -> None:
             workload=_DECODE,
             layer=LayerSpec(mixer=NoMixer(), ffn=SwiGLU(intermediate_size=1 << 20)),
         )
-        row = bench.measure(huge, rotate_bytes=1)
+        row = bench.measure(huge)
         assert row.status == "oom"
         other = Block(hidden_size=16, workload=_DECODE.replace(dtype="bfloat16"), layer=_LAYERS[0])
         with pytest.raises(InputError, match="use one dtype"):
-            bench.measure(other, rotate_bytes=1)
+            bench.measure(other)
 
 
 def test_a_whole_model_is_measured_and_its_largest_batch_found() -> None:

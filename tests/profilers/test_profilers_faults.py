@@ -31,7 +31,7 @@ _GEMMS = [operator("gemm", m=m, n=8, k=8) for m in range(1, 6)]
 # A worker in which some kinds of operators do what kernels in trouble do.
 _TROUBLE = """
 import ctypes, os, time
-from hwsearch.profilers import workbench
+from hwsearch.profilers import tasks
 
 def segfault(dims, draw):
     ctypes.string_at(0)
@@ -43,8 +43,8 @@ def hang(dims, draw):
 def leave(dims, draw):
     os._exit(3)
 
-workbench._BUILDERS = {
-    **workbench._BUILDERS, "short_conv_decode": segfault, "elementwise": hang, "rwkv7_decode": leave
+tasks._BUILDERS = {
+    **tasks._BUILDERS, "short_conv_decode": segfault, "elementwise": hang, "rwkv7_decode": leave
 }
 """
 _SEGFAULT = operator("short_conv_decode", batch=1, channels=8, width=4)

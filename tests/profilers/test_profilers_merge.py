@@ -14,7 +14,8 @@ from hwsearch.errors import DataError, InputError
 from hwsearch.operators import operator
 from hwsearch.profilers.merge import export_store, merge_stores
 from hwsearch.profilers.rows import revisited, row_content, row_from_content
-from hwsearch.profilers.store import APPLICATION_ID, SCHEMA_VERSION, Store
+from hwsearch.profilers.store import Store
+from hwsearch.profilers.store_file import APPLICATION_ID, SCHEMA_VERSION
 from hwsearch.records import Conditions, Environment, Measurement
 from hwsearch.searchspace.block import Block, BlockMeasurement
 from hwsearch.searchspace.workload import Workload
@@ -121,7 +122,7 @@ def test_a_store_of_version_1_is_read_as_it_is_and_migrated_for_writing(version_
 def test_a_key_of_version_1_is_still_the_key(version_1: Path) -> None:
     with Store.open(version_1) as store:
         (old,) = store.measurements()
-    assert store._path == version_1
+    assert store.path == version_1
     assert old.key == '["gemm",[1,2,3],"float32","bench","","torch 0.0","torch"]'
     captured = dataclasses.replace(old, execution="cuda-graph")
     assert captured.key != old.key

@@ -14,7 +14,8 @@ import pytest
 
 from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import operator
-from hwsearch.profilers.store import APPLICATION_ID, SCHEMA_VERSION, Store
+from hwsearch.profilers.store import Store
+from hwsearch.profilers.store_file import APPLICATION_ID, SCHEMA_VERSION
 from hwsearch.records import DeviceSpec, Environment, Measurement
 
 _HERE = Environment(
@@ -151,7 +152,7 @@ def test_a_write_cut_short_is_undone_by_the_next_writer(path: Path) -> None:
 
 
 def test_two_writers_take_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hwsearch.profilers.store._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("hwsearch.profilers.store_file._BUSY_SECONDS", 0.05)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(OutputError, match="another process is writing"):
@@ -182,7 +183,7 @@ def test_a_folder_that_takes_no_files() -> None:
 
 def test_a_full_disk_is_named_and_loses_nothing(path: Path) -> None:
     with Store.open(path, create=True) as store:
-        store._connection.execute("PRAGMA max_page_count = 12")
+        store._file._connection.execute("PRAGMA max_page_count = 12")
         with pytest.raises(OutputError, match="disk is full"):
             store.add([_measured(m) for m in range(3, 1000)])
         assert store.keys() == {_failed(1).key, _measured(2).key}

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from hwsearch.operators import KINDS, Operator, operator
-from hwsearch.profilers import workbench
+from hwsearch.profilers import tasks
 from hwsearch.profilers.environment import environment
+from hwsearch.profilers.tasks import needed_bytes
 from hwsearch.profilers.timing import CpuTimer, TimingRule
-from hwsearch.profilers.workbench import Workbench, needed_bytes
+from hwsearch.profilers.workbench import Workbench
 
 _CPU = torch.device("cpu")
 _BENCH = Workbench(
@@ -71,7 +72,7 @@ _CASES = {
         "diagonal_ssm_prefill", batch=2, seq_len=70, channels=6, state_size=4
     ),
     "torch.diagonal_ssm_step": operator("diagonal_ssm_decode", batch=2, channels=6, state_size=4),
-    "torch.conv1d": operator("short_conv_prefill", batch=2, seq_len=9, channels=6, width=4),
+    "torch.short_conv": operator("short_conv_prefill", batch=2, seq_len=9, channels=6, width=4),
     "torch.short_conv_step": operator("short_conv_decode", batch=2, channels=6, width=4),
     "torch.elementwise": operator("elementwise", rows=4, width=6, reads=2, writes=2),
 }
@@ -132,7 +133,7 @@ def _raising(error: BaseException) -> Callable[[object, object], object]:
 def test_failures_become_rows(
     error: Exception, status: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench, "_BUILDERS", {"gemm": _raising(error)})
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
     row = _BENCH.measure(_GEMM)
     assert (row.status, row.samples_ms) == (status, ())
     assert row.reason.startswith(reason)
@@ -141,7 +142,7 @@ def test_failures_become_rows(
 
 @pytest.mark.parametrize("error", [KeyError("defect"), KeyboardInterrupt()])
 def test_defects_and_interrupts_are_not_rows(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "_BUILDERS", {"gemm": _raising(error)})
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
     with pytest.raises(type(error)):
         _BENCH.measure(_GEMM)
 

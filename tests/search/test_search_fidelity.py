@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,26 @@ def test_cheap_fidelities_help_when_full_evaluations_are_few() -> None:
     with_cheap = run(problem_with(Measured(loss, fidelities=FIDELITIES)), evaluations=16)
     without = run(problem_with(Measured(loss)), evaluations=16)
     assert with_cheap.objectives[0, 0] < without.objectives[0, 0]
+
+
+@dataclass(frozen=True)
+class Unlucky:
+    """`loss`, but one genome looks bad at the lowest fidelity."""
+
+    genome: tuple[int, ...]
+
+    def __call__(self, genome: tuple[int, ...], *, fidelity: float, seed: int) -> float:
+        return loss(genome, fidelity=fidelity, seed=seed) + 0.4 * (fidelity == 0.2 and genome == self.genome)
+
+
+def test_a_bad_cheap_measurement_does_not_drop_the_best_for_good() -> None:
+    problem = problem_with(Measured(loss))
+    exact = minimise(problem.space, Additive(_TABLE), problem.budgets)
+    assert exact is not None
+    assert exact.genome is not None
+    best = tuple(int(choice) for choice in exact.genome)
+    found = run(problem_with(Measured(Unlucky(best), fidelities=FIDELITIES)), evaluations=32)
+    assert tuple(found.genomes[0].tolist()) == best
 
 
 def _rows(directory: Path) -> list[tuple[object, ...]]:

@@ -187,8 +187,9 @@ def test_another_programs_database_and_a_newer_version_are_refused(tmp_path: Pat
     with sqlite3.connect(tmp_path / JOURNAL) as connection:
         connection.execute("CREATE TABLE trials (x)")
     connection.close()
-    with pytest.raises(DataError, match="not a search journal"):
-        Study.open(tmp_path, settings={}, resume=True)
+    for resume in (True, False):
+        with pytest.raises(DataError, match="not a search journal"):
+            Study.open(tmp_path, settings={}, resume=resume)
     Study.open(tmp_path / "newer", settings={}).close()
     with sqlite3.connect(tmp_path / "newer" / JOURNAL) as connection:
         connection.execute("PRAGMA user_version = 9")

@@ -111,7 +111,9 @@ def test_the_schema_is_a_schema_and_knows_what_the_loader_knows() -> None:
         (("num_kv_heads: [1, 2]", "num_kv_head: [1, 2]"), r"line 4, mixers\[0\]\.num_kv_head: unknown key, did you"),
         (("head_k_dim: [96, 128], ", ""), r"line 5, mixers\[1\]\.head_k_dim: is missing"),
         (("num_heads: [8, 12]", "num_heads: [8, x]"), r"line 5, mixers\[1\]\.num_heads\[1\]: .*integer"),
-        (("kind: none", "kind: nothing"), r"line 6, mixers\[2\]: .*'none'"),
+        (("kind: none", "kind: nothing"), r"line 6, mixers\[2\]: unknown mixer 'nothing': known: .*, none,"),
+        (("- kind: none", "- none"), r"line 6, mixers\[2\]: 'none' is no mapping; .*{kind: full_attention}"),
+        (("ties: [jet_block]", "ties: jet_block"), r"line 9, ties: 'jet_block' is no list"),
         (("ties:", "tie:"), r"line 9, tie: unknown key, did you mean ties"),
         (("at_most: 8", "at_mots: 8"), r"line 11, limits\[0\]\.at_mots: unknown key, did you mean at_most"),
         (("share: [1, 0.5]", "share: [1, 0.5], intermediate_size: 64"), r"line 7, ffn: give either"),
@@ -155,8 +157,11 @@ def test_broken_toml_and_foreign_files(tmp_path: Path) -> None:
         load_space(written(tmp_path, "{}", ".json"))
     with pytest.raises(DataError, match=r"ends in \.yaml"):
         load_space(written(tmp_path, "", ".txt"))
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=r"cannot read .*absent\.yaml: No such file or directory$"):
         load_space(tmp_path / "absent.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="it is not UTF-8 text"):
+        load_space(tmp_path / "bytes.yaml")
     with pytest.raises(InputError, match="did you mean postnas"):
         space_named("postnass", BASE)
 

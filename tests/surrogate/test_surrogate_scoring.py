@@ -12,16 +12,14 @@ import pytest
 import torch
 
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.surrogate.candidate import CandidateTraining
 from hwsearch.surrogate.importance import load_sweep
 from hwsearch.surrogate.layer_scores import layer_scores, linear_choice
 from hwsearch.surrogate.proxy import ProxyJob, proxy_recipe, proxy_training, run_proxy, rungs
 from hwsearch.surrogate.scoring import Score, Scorer
-from hwsearch.surrogate.supernet_folder import (
-    SupernetFolder,
-    SupernetSettings,
-    space_content,
-    space_from_content,
-)
+from hwsearch.surrogate.space_json import space_content, space_from_content
+from hwsearch.surrogate.supernet_folder import SupernetFolder
+from hwsearch.surrogate.supernet_settings import SupernetSettings
 from hwsearch.surrogate.training import Interrupted
 from tests.surrogate.tiny_supernet import (
     DELTA,
@@ -248,10 +246,8 @@ def test_rungs() -> None:
 def _jobs(folder: SupernetFolder, output: Path, steps: int) -> list[ProxyJob]:
     recipe = proxy_recipe(RECIPE, steps=steps)
     genomes = [(DELTA, FULL, DELTA), (FULL, DELTA, DELTA), (DELTA, DELTA, FULL), (DELTA, WINDOW, DELTA)]
-    return [
-        ProxyJob(supernet=folder.folder, genome=genome, recipe=recipe, steps=steps, output=output)
-        for genome in genomes
-    ]
+    training = CandidateTraining(supernet=folder.folder, recipe=recipe)
+    return [ProxyJob(training=training, genome=genome, steps=steps, output=output) for genome in genomes]
 
 
 def test_halving_goes_on_with_the_best(folder: SupernetFolder, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from hwsearch.errors import DataError, InputError
 from hwsearch.models.convert import build_model
 from hwsearch.models.hybrid import HybridForCausalLM
+from hwsearch.searchspace.spacefile import SpaceSpec
 from hwsearch.surrogate.distil import LossWeights, local_losses, path_losses
 from hwsearch.surrogate.optimiser import Optimiser, learning_rate_at
 from hwsearch.surrogate.processes import is_first, joined
@@ -23,7 +24,18 @@ from hwsearch.surrogate.sampling import path_sampler
 from hwsearch.surrogate.supernet import Supernet
 from hwsearch.surrogate.training import Interrupted, Recipe, Stage, train
 from tests.models.tiny import largest_difference, logits, save_checkpoint, tokens
-from tests.surrogate.tiny_supernet import DELTA, FULL, NONE, RECIPE, WINDOW, batch, space, supernet, teacher
+from tests.surrogate.tiny_supernet import (
+    DELTA,
+    FULL,
+    MIXERS,
+    NONE,
+    RECIPE,
+    WINDOW,
+    batch,
+    space,
+    supernet,
+    teacher,
+)
 
 
 def _frozen(net: Supernet) -> dict[str, torch.Tensor]:
@@ -198,6 +210,9 @@ def test_unfit_spaces_are_refused(tmp_path: Path) -> None:
         Supernet.of(checkpoint, space(other))
     with pytest.raises(InputError, match="leave `ffn` out"):
         Supernet.of(checkpoint, space(checkpoint, ffn={"share": [1.0, 0.5]}))
+    reading = SpaceSpec.model_validate({"mixers": [*MIXERS, {"kind": "shared_kv_attention"}]})
+    with pytest.raises(InputError, match="shared_kv_attention reads what another layer's choice left"):
+        Supernet.of(checkpoint, reading.build(checkpoint.base))
     delta = space(checkpoint).restrict([DELTA, NONE])
     with pytest.raises(InputError, match="add full_attention"):
         Supernet.of(checkpoint, delta)

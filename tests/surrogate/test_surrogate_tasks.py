@@ -108,6 +108,10 @@ def test_batches_cover_every_row_once_and_cut_the_padding() -> None:
     for index, tokens in encoded.batches(7):
         assert tokens.shape == (len(index), encoded.lengths_N[index].max())
         np.testing.assert_array_equal(tokens, encoded.tokens_NT[index, : tokens.shape[1]])
+        assert 1 <= len(index) <= 7
+        assert tokens.shape[1] <= max(
+            1.25 * encoded.lengths_N[index].min(), encoded.lengths_N[index].min() + 8
+        )
         seen += index.tolist()
     assert sorted(seen) == list(range(len(encoded)))
 

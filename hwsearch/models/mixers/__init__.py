@@ -13,6 +13,7 @@ from hwsearch.models.mixers.jet_block import JetBlock
 from hwsearch.models.mixers.linear_attention import GLA, RetNet
 from hwsearch.models.mixers.mamba2 import Mamba2
 from hwsearch.models.mixers.rwkv7 import RWKV7
+from hwsearch.models.mixers.shared_kv import SharedKVAttention
 from hwsearch.searchspace import mixers as specs
 from hwsearch.searchspace.mixers import Mixer as Spec
 
@@ -21,6 +22,7 @@ __all__ = ["MIXERS", "mixer_for"]
 MIXERS: Mapping[type[Spec], type[Mixer]] = {
     specs.FullAttention: SoftmaxAttention,
     specs.SlidingWindowAttention: SoftmaxAttention,
+    specs.SharedKVAttention: SharedKVAttention,
     specs.GatedDeltaNet: GatedDeltaNet,
     specs.JetBlock: JetBlock,
     specs.DeltaNet: DeltaNet,

@@ -11,7 +11,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from hwsearch.searchspace.mixers.attention import FullAttention, SlidingWindowAttention
+from hwsearch.searchspace.mixers.attention import (
+    SOFTMAX_KINDS,
+    FullAttention,
+    SharedKVAttention,
+    SlidingWindowAttention,
+)
 from hwsearch.searchspace.mixers.base import LinearMixer, Mixer, elementwise, linear
 from hwsearch.searchspace.mixers.delta import DeltaNet, GatedDeltaNet, JetBlock
 from hwsearch.searchspace.mixers.linear_attention import GLA, Mamba2, RetNet
@@ -24,6 +29,7 @@ __all__ = [
     "H3",
     "RGLRU",
     "RWKV7",
+    "SOFTMAX_KINDS",
     "DeltaNet",
     "FullAttention",
     "GatedDeltaNet",
@@ -34,6 +40,7 @@ __all__ = [
     "MixerSpec",
     "NoMixer",
     "RetNet",
+    "SharedKVAttention",
     "SlidingWindowAttention",
     "elementwise",
     "linear",
@@ -42,6 +49,7 @@ __all__ = [
 MixerSpec = Annotated[
     FullAttention
     | SlidingWindowAttention
+    | SharedKVAttention
     | GatedDeltaNet
     | JetBlock
     | DeltaNet

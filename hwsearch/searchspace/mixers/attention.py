@@ -1,9 +1,14 @@
-"""Softmax attention: over the whole context, or over a sliding window.
+"""Softmax attention: over the whole context, over a sliding window, or over the keys and values of an earlier layer.
 
 Two options change its weights and next to nothing of its cost. `sinks`: each head has a learned logit that takes its
 share of the softmax and carries no value, so that a head may attend to nothing (arXiv 2508.10925). `scores` sigmoid:
 each weight is the sigmoid of its score minus the logarithm of the number of visible tokens, and nothing is normalised
 over the tokens (arXiv 2409.04431).
+
+A layer that reads an earlier layer's keys and values projects queries only and keeps no cache: cross-layer attention
+(arXiv 2405.12981), the cross-decoder of YOCO (arXiv 2405.05254), Hymba's pairs of layers (arXiv 2411.13676), and the
+last layers of Gemma 3n, which read the last layer of their own kind, full or windowed, that has a cache (its
+`num_kv_shared_layers`). Here it reads the nearest earlier layer with keys and values of its layout and window.
 """
 
 from __future__ import annotations
@@ -17,7 +22,9 @@ from hwsearch.searchspace.mixers.base import LayerType, Mixer, elementwise, line
 from hwsearch.searchspace.spec import PositiveInt
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["FullAttention", "SlidingWindowAttention"]
+__all__ = ["SOFTMAX_KINDS", "FullAttention", "SharedKVAttention", "SlidingWindowAttention"]
+
+SOFTMAX_KINDS = ("full_attention", "sliding_window_attention", "shared_kv_attention")
 
 
 class _Softmax(Mixer):
@@ -40,22 +47,28 @@ class _Softmax(Mixer):
         return self
 
     @property
-    def _qkv_size(self) -> int:
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-
-    @property
-    def _window(self) -> int:
+    def visible(self) -> int:
+        """Tokens that a query sees, itself among them; 0: all up to itself."""
         return 0
 
     @property
+    def _own_kv_heads(self) -> int:
+        """Heads of keys and values that this layer computes and keeps."""
+        return self.num_kv_heads
+
+    @property
+    def _qkv_size(self) -> int:
+        return (self.num_heads + 2 * self._own_kv_heads) * self.head_dim
+
+    @property
     def label(self) -> str:
-        window = f", window {self._window}" if self._window else ""
+        window = f", window {self.visible}" if self.visible else ""
         options = (", sinks" if self.sinks else "") + (", sigmoid" if self.scores == "sigmoid" else "")
         return f"{self.num_heads}/{self.num_kv_heads} heads x {self.head_dim}{window}{options}"
 
     def parameters(self, hidden_size: int) -> int:
         output = self.num_heads * self.head_dim * hidden_size
-        norms = 2 * self.head_dim if self.qk_norm else 0
+        norms = (2 if self._own_kv_heads else 1) * self.head_dim if self.qk_norm else 0
         bias = self._qkv_size if self.qkv_bias else 0
         sinks = self.num_heads if self.sinks else 0
         return hidden_size * self._qkv_size + bias + norms + sinks + output
@@ -67,8 +80,8 @@ class _Softmax(Mixer):
                 "context_attention",
                 batch=workload.batch,
                 seq_len=workload.context,
-                past_len=min(workload.past, self._window or workload.past),
-                window=self._window,
+                past_len=min(workload.past, self.visible or workload.past),
+                window=self.visible,
                 **heads,
             )
         else:
@@ -76,10 +89,10 @@ class _Softmax(Mixer):
                 "generation_attention",
                 batch=workload.batch,
                 kv_len=workload.context,
-                window=self._window,
+                window=self.visible,
                 **heads,
             )
-        rotated = (self.num_heads + self.num_kv_heads) * self.head_dim
+        rotated = (self.num_heads + self._own_kv_heads) * self.head_dim
         # Norm of queries and keys and the rotary embedding run as one kernel each.
         kernels = 2 if self.qk_norm else 1
         return (
@@ -90,8 +103,8 @@ class _Softmax(Mixer):
         )
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        kept = min(self._window, context) if self._window else context
-        return 2 * kept * self.num_kv_heads * self.head_dim * element_bytes
+        kept = min(self.visible, context) if self.visible else context
+        return 2 * kept * self._own_kv_heads * self.head_dim * element_bytes
 
 
 class FullAttention(_Softmax):
@@ -111,9 +124,48 @@ class SlidingWindowAttention(_Softmax):
     window: PositiveInt
 
     @property
-    def _window(self) -> int:
+    def visible(self) -> int:
         return self.window
 
     @property
     def layer_type(self) -> LayerType:
         return "sliding_attention"
+
+
+class SharedKVAttention(_Softmax):
+    """Causal softmax attention over the keys and values of the nearest earlier layer that has such.
+
+    Such: `num_kv_heads` heads of `head_dim` channels, in a full_attention layer where `window` is None, else in a
+    sliding_window_attention layer of this window. Its own projections are those of queries and output.
+    """
+
+    kind: Literal["shared_kv_attention"] = "shared_kv_attention"
+    window: PositiveInt | None = None
+
+    @property
+    def visible(self) -> int:
+        return self.window or 0
+
+    @property
+    def _own_kv_heads(self) -> int:
+        return 0
+
+    @property
+    def layer_type(self) -> LayerType:
+        return "full_attention" if self.window is None else "sliding_attention"
+
+    def reads(self, mixer: Mixer) -> bool:
+        """Whether a layer with this mixer keeps keys and values that this one can read."""
+        return (
+            isinstance(mixer, FullAttention | SlidingWindowAttention)
+            and (mixer.num_kv_heads, mixer.head_dim) == (self.num_kv_heads, self.head_dim)
+            and mixer.visible == self.visible
+        )
+
+    @property
+    def wanted(self) -> str:
+        """The layer that it can read, in words."""
+        kind = (
+            "full_attention" if self.window is None else f"sliding_window_attention of window {self.window}"
+        )
+        return f"{kind} with {self.num_kv_heads} key/value heads of {self.head_dim} channels"

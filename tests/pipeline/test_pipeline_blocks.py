@@ -1,0 +1,107 @@
+"""A model's latency from measured blocks: at its own size, between those that were measured, and its layers' mix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hwsearch.costmodel.devices import device_named
+from hwsearch.costmodel.model import CostModel
+from hwsearch.pipeline.blocks import BlockTable, BlockTime, asked_blocks
+from hwsearch.pipeline.search_task import latency_cost
+from hwsearch.searchspace.architecture import Architecture, LayerSpec
+from hwsearch.searchspace.bases import Base
+from hwsearch.searchspace.block import Block, blocks_of, pass_bytes_of, pass_bytes_of_space
+from hwsearch.searchspace.ffn import SwiGLU
+from hwsearch.searchspace.mixers import FullAttention, NoMixer
+from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.workload import Workload
+
+_DECODE = Workload(phase="decode", batch=8, context=4096, dtype="bfloat16")
+_BASE = Base(
+    name="one",
+    family="qwen3",
+    num_layers=4,
+    hidden_size=256,
+    vocab_size=1024,
+    mixer=FullAttention(num_heads=4, num_kv_heads=4, head_dim=64, qk_norm=True),
+    ffn=SwiGLU(intermediate_size=512),
+    tie_word_embeddings=True,
+    max_position_embeddings=8192,
+)
+_ATTENTION = LayerSpec(mixer=_BASE.mixer, ffn=_BASE.ffn)
+_EMPTY = LayerSpec(mixer=NoMixer(), ffn=_BASE.ffn)
+_SPACE = SearchSpace(base=_BASE, choices=(_ATTENTION, _EMPTY), allowed=((0, 1),) * 4)
+_DEVICE = device_named("h100-sxm")
+
+
+def _architecture(*layers: LayerSpec) -> Architecture:
+    return Architecture(name="made", base=_BASE, layers=layers)
+
+
+def _table(times: dict[Block, float]) -> BlockTable:
+    return BlockTable(
+        device_name="bench",
+        runtime="torch",
+        backend="torch",
+        execution="eager",
+        reference_ms=None,
+        times={
+            block: BlockTime(median_ms=ms, low_ms=0.9 * ms, high_ms=2 * ms) for block, ms in times.items()
+        },
+    )
+
+
+def _blocks() -> tuple[Block, Block, Block]:
+    """The frame, attention and the empty layer, their pass_bytes not said."""
+    by_part = {
+        block.part: block for block in blocks_of(_architecture(_ATTENTION, _EMPTY, _EMPTY, _EMPTY), _DECODE)
+    }
+    return by_part["frame"], by_part["full_attention"], by_part["none"]
+
+
+def test_blocks_are_asked_for_at_the_sizes_of_the_space_and_no_larger_than_a_device_tells_apart() -> None:
+    sizes = pass_bytes_of_space(_SPACE, _DECODE)
+    assert len(sizes) == 3
+    asked = asked_blocks(_SPACE, [_DECODE], device=_DEVICE)
+    assert {block.pass_bytes for block in asked if block.part == "frame"} == set(sizes)
+    assert all(block.pass_bytes for block in asked)
+    small = dataclasses.replace(_DEVICE, l2_bytes=1 << 19)
+    cut = {
+        block.pass_bytes for block in asked_blocks(_SPACE, [_DECODE], device=small) if block.part == "frame"
+    }
+    assert max(size for size in cut if size is not None) <= 4 << 20 < sizes[-1]
+
+
+def test_a_model_is_predicted_at_what_it_goes_through() -> None:
+    frame, attention, empty = _blocks()
+    model = _architecture(_ATTENTION, _ATTENTION, _ATTENTION, _ATTENTION)
+    through = pass_bytes_of(model, _DECODE)
+    low, high = through // 4, through * 4
+    times = {frame: 1.0, empty: 0.5}
+    for size, ms in ((low, 2.0), (high, 4.0)):
+        times[attention.replace(pass_bytes=size)] = ms
+    found = _table(times).predict(model, _DECODE)
+    assert found.median_ms == pytest.approx(1.0 + 4 * 3.0, rel=1e-6)  # half way along the logarithm
+    assert (found.low_ms, found.high_ms) == pytest.approx((0.9 * 13.0, 2 * 13.0), rel=1e-6)
+    table = _table(times)
+    assert table.at(attention, 1).median_ms == 2.0
+    assert table.at(attention, 1 << 40).median_ms == 4.0
+
+
+def test_unequal_layers_cost_what_the_mix_says() -> None:
+    frame, attention, empty = _blocks()
+    mix = Block(hidden_size=256, workload=_DECODE, mix=(_ATTENTION, _EMPTY)).among(1)
+    table = _table({frame: 1.0, attention: 2.0, empty: 0.5, mix: 3.0})
+    unequal = _architecture(_ATTENTION, _EMPTY, _EMPTY, _EMPTY)
+    assert table.predict(unequal, _DECODE).median_ms == pytest.approx(1.0 + 1.2 * (2.0 + 3 * 0.5))
+    equal = _architecture(_EMPTY, _EMPTY, _EMPTY, _EMPTY)
+    assert table.predict(equal, _DECODE).median_ms == pytest.approx(1.0 + 4 * 0.5)
+    (cost,) = latency_cost(_SPACE, _nothing(), _DECODE, blocks=table)(np.array([[0, 1, 1, 1]]))
+    assert cost == pytest.approx(1.0 + 1.2 * 3.5)
+
+
+def _nothing() -> CostModel:
+    return CostModel(device=_DEVICE, runtime="", dtype="bfloat16", source="", seed=0, families={})
