@@ -16,6 +16,7 @@ from hwsearch.cli.output import console, emit_json, json_option, print_counts, t
 from hwsearch.costmodel.device_file import read_device
 from hwsearch.costmodel.evaluate import LEAST_JUDGED, Evaluation, evaluate
 from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.storage import check_place
 from hwsearch.costmodel.transfer import Gate
 from hwsearch.errors import InputError
 from hwsearch.pipeline.blocks import load_blocks
@@ -66,6 +67,7 @@ def command(
     much of it to keep; kinds without rows are carried over under the new ceilings and flagged as unmeasured.
     Without FILE, --from and --device-file carry over all of them.
     """
+    check_place(output)  # before minutes of fitting
     ceilings = None if device_file is None else read_device(device_file)
     source = None if start is None else cost_model_named(start)
     if file is None:

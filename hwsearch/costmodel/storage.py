@@ -28,7 +28,7 @@ from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import KINDS
 from hwsearch.records import DeviceSpec
 
-__all__ = ["FORMAT_VERSION", "ModelState", "load_state", "save_state"]
+__all__ = ["FORMAT_VERSION", "ModelState", "check_place", "load_state", "save_state"]
 
 FORMAT = "hwsearch cost model"
 FORMAT_VERSION = 1
@@ -47,10 +47,15 @@ class ModelState:
     held_out: Mapping[str, OperatorErrors]
 
 
-def save_state(path: Path, state: ModelState) -> None:
-    """Write the folder `path`; OutputError where that is impossible or would overwrite something else."""
+def check_place(path: Path) -> None:
+    """OutputError where saving a model as the folder `path` would overwrite something else."""
     if path.exists() and not (path / "model.json").is_file():
         raise OutputError(f"{path} exists and is not a cost model: choose another name, or remove it")
+
+
+def save_state(path: Path, state: ModelState) -> None:
+    """Write the folder `path`; OutputError where that is impossible or would overwrite something else."""
+    check_place(path)
     numbers: dict[str, object] = {}
     arrays: dict[str, NDArray[np.generic]] = {}
     for kind, family in state.families.items():

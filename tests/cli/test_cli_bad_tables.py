@@ -62,8 +62,26 @@ def _scaled(factor: float) -> Callable[[list[Row]], list[Row]]:
         (lambda rows: [{k: v for k, v in row.items() if k != "k"} for row in rows], "lacks the column"),
         (lambda rows: [row | {"gemm_dtype": "fp8"} for row in rows], "no usable row"),
         (lambda rows: rows[:9], "9 measured operators"),
+        (lambda rows: [row | {"device": " "} for row in rows], "40 of 40 rows have no device"),
+        (lambda rows: [rows[0] | {"version": ""}, *rows[1:]], "1 of 40 rows have no version"),
+        (lambda rows: [row | {"m": True} for row in rows], "m is not a whole number of at least 1"),
+        (lambda rows: [row | {"m": 2**62} for row in rows], "m is above 1099511627776"),
     ],
-    ids=["microseconds", "seconds", "nan", "devices", "versions", "unknown", "column", "dtype", "few"],
+    ids=[
+        "microseconds",
+        "seconds",
+        "nan",
+        "devices",
+        "versions",
+        "unknown",
+        "column",
+        "dtype",
+        "few",
+        "no device",
+        "no version",
+        "truth",
+        "huge",
+    ],
 )
 def test_bad_tables_are_one_line_and_write_nothing(
     hwsearch: Call, tmp_path: Path, change: Callable[[list[Row]], list[Row]], told: str
@@ -72,6 +90,21 @@ def test_bad_tables_are_one_line_and_write_nothing(
     for arguments in (("fit", path, "-o", tmp_path / "model"), ("evaluate", "h100-sxm", path)):
         assert told in hwsearch(*arguments).complaint
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_holds_something_else_is_refused_before_the_table_is_read(
+    hwsearch: Call, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert "exists and is not a cost model" in hwsearch("fit", tmp_path / "none.csv", "-o", notes).complaint
+    assert notes.read_text() == "mine"
+
+
+def test_a_table_that_excel_marked_as_unicode_is_read(hwsearch: Call, tmp_path: Path) -> None:
+    path = _write(tmp_path / "t.csv", _rows())
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert hwsearch("evaluate", "h200-sxm", path, "--as-is", "--json").json["operators"]["gemm"]["rows"] == 40
 
 
 def test_rows_left_out_are_counted_by_every_command(hwsearch: Call, tmp_path: Path) -> None:

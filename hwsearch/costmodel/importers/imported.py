@@ -143,7 +143,8 @@ def checked(
     left_out = unfit | bad
     kept = [part for part in kept if len(part.latency_ms)]
     if not kept:
-        raise DataError(f"{place}: no usable row; left out: {left_out or 'nothing, the tables are empty'}")
+        counts = "; ".join(f"{count} rows, {reason}" for reason, count in left_out.items())
+        raise DataError(f"{place}: no usable row; left out: {counts or 'nothing, the tables are empty'}")
     return Imported(
         source=source,
         device_name=device_name,

@@ -30,6 +30,8 @@ Raw = Mapping[str, list[object]]
 MILLISECONDS: Mapping[str, float] = {"ms": 1.0, "us": 1e-3, "s": 1e3, "ns": 1e-6}
 """Units of latency that a table may be in, in milliseconds."""
 
+_MOST = 2**40  # of a dimension: beyond, products of dimensions overflow
+
 
 def milliseconds(unit: str) -> float:
     """How many milliseconds a unit is; InputError for one that is not known."""
@@ -43,7 +45,7 @@ def csv_columns(path: Path) -> Raw:
     if not path.is_file():
         raise DataError(f"{path} does not exist: give a table, or a folder of tables")
     try:
-        with path.open(newline="", encoding="utf-8") as handle:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
             lines = [line for line in csv.reader(handle) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a csv table ({error}): download it again") from error
@@ -99,7 +101,12 @@ def require(raw: Raw, columns: Iterable[str], *, path: Path, what: str) -> None:
 
 
 def single(raw: Raw, column: str, path: Path) -> str:
-    """The one value of a column; DataError where it has several."""
+    """The one value of a column; DataError where it has several, or rows without one."""
+    blank = sum(value is None or not str(value).strip() for value in raw[column])
+    if blank:
+        raise DataError(
+            f"{path}: {blank} of {len(raw[column])} rows have no {column}: fill it in, or leave these rows out"
+        )
     values = sorted({str(value) for value in raw[column]})
     if len(values) > 1:
         raise DataError(f"{path} mixes the {column}s {', '.join(values)}: split it into one table for each")
@@ -107,11 +114,13 @@ def single(raw: Raw, column: str, path: Path) -> str:
 
 
 def numbers(values: list[object]) -> NDArray[np.float64]:
-    """Values as floats, NaN where one is not a number."""
+    """Values as floats, NaN where one is not a number; a truth value is none."""
 
     def number(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return float("nan")
         try:
-            return float(value) if isinstance(value, str | int | float) else float("nan")
+            return float(value)
         except ValueError:
             return float("nan")
 
@@ -146,13 +155,16 @@ class Sieve:
 def naturals(
     raw: Raw, names: Iterable[str], *, may_be_zero: Iterable[str], leave_out: Callable[..., None]
 ) -> dict[str, NDArray[np.int64]]:
-    """Columns of dimensions as integers; rows where one is not a whole number of at least 1 (or 0) are bad."""
+    """Columns of dimensions as integers; rows where one is not a whole number of at least 1 (or 0), or absurdly
+    large, are bad."""
     zero = set(may_be_zero)
     found = {}
     for name in names:
         values = numbers(raw[name])
         least = 0 if name in zero else 1
-        bad = ~np.isfinite(values) | (values != np.floor(values)) | (values < least) | (values > 2**40)
+        bad = ~np.isfinite(values) | (values != np.floor(values)) | (values < least)
         leave_out(bad, f"{name} is not a whole number of at least {least}", bad=True)
-        found[name] = np.where(bad, least, values).astype(np.int64)
+        absurd = ~bad & (values > _MOST)
+        leave_out(absurd, f"{name} is above {_MOST}", bad=True)
+        found[name] = np.where(bad | absurd, least, values).astype(np.int64)
     return found
