@@ -1,6 +1,6 @@
 """The whole of PostNAS on this machine: CPU measured, teacher converted within a latency budget, the result timed.
 
-    python benchmarks/postnas_run.py --work DIR [--context 32k] [--batch 4] [--share 0.6] [-o FILE.json]
+    python benchmarks/postnas_run.py --work DIR [--context 32k] [--batch 4] [--share 0.6] [--threads 1] [-o FILE.json]
 
 Target 5 of the surrogate. Steps, each the command that a user would type: `hwsearch teacher data`, `hwsearch profile`
 and `hwsearch fit` of every block and shape that the run may ask for, `hwsearch postnas` on the shipped teacher with a
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -113,7 +114,9 @@ def main() -> None:
     parser.add_argument("--full", type=int, default=2, help="Layers with full attention.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--threads", type=int, default=1, help="That torch measures with.")
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
     found = run(
         given.work,
         given.teacher or teacher_folder(),

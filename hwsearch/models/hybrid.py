@@ -19,7 +19,7 @@ from hwsearch.errors import InputError
 from hwsearch.models.cache import HybridCache
 from hwsearch.models.configuration import SHIM, SHIM_TEXT, HybridConfig
 from hwsearch.models.layer import HybridLayer
-from hwsearch.models.mixers.attention import KeysValues
+from hwsearch.models.mixers.attention import Lent
 from hwsearch.models.mixers.base import Backend, Mixer
 from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.architecture import Architecture
@@ -139,7 +139,7 @@ class HybridModel(_Hybrid):
             output_hidden_states = self.config.output_hidden_states
         collected = [hidden_BTD] if output_hidden_states else None
         self._check_checkpointing()
-        lent: dict[int, KeysValues] = {}
+        lent = Lent()
         for index, layer in enumerate(self.layers):
             state = None if cache is None else cache.states[index]
             hidden_BTD, state = layer(

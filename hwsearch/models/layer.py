@@ -8,7 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hwsearch.models.configuration import rope_of
 from hwsearch.models.ffn import ffn_for
 from hwsearch.models.mixers import mixer_for
-from hwsearch.models.mixers.attention import KeysValues
+from hwsearch.models.mixers.attention import KeysValues, Lent
 from hwsearch.models.mixers.base import Mixer, MixerState
 from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.architecture import Architecture
@@ -51,7 +51,7 @@ class HybridLayer(GradientCheckpointingLayer):
         state: MixerState | None = None,
         mask_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
-        lent: dict[int, KeysValues] | None = None,
+        lent: Lent | None = None,
     ) -> tuple[Tensor, MixerState | None]:
         """(B, T, D) to the same, and the mixer's state after the last token where one was given.
 

@@ -154,6 +154,16 @@ def test_the_cache_holds_the_lenders_keys_alone() -> None:
     assert spec.kv_sources == (None, None, 0, 1, None, 0)
 
 
+def test_hooks_that_move_inputs_hand_on_what_is_lent() -> None:
+    """As on a model that accelerate spreads over several devices; here they are one and the same."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, ids = tiny.model(*STACK), tiny.tokens(2, 9)
+    expected = tiny.logits(model, ids)
+    for layer in model.model.layers:
+        hooks.add_hook_to_module(layer, hooks.AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    assert torch.equal(tiny.logits(model, ids), expected)
+
+
 def test_checkpointing_that_would_lose_gradients_is_refused() -> None:
     model = tiny.model(*STACK).train()
     model.activation_checkpointing_enable({"use_reentrant": True})

@@ -8,6 +8,7 @@ compute keys and values share with those that read an earlier layer's (`shared_k
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -22,7 +23,7 @@ from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 from hwsearch.searchspace.mixers import Mixer as Spec
 
-__all__ = ["AttentionState", "KeysValues", "QueryAttention", "SoftmaxAttention", "rope_needed"]
+__all__ = ["AttentionState", "KeysValues", "Lent", "QueryAttention", "SoftmaxAttention", "rope_needed"]
 
 
 _ROOM = 256  # tokens: decoding copies the cache once in so many steps instead of at every one
@@ -92,6 +93,19 @@ class KeysValues(MixerState):
     v_BHSD: Tensor
     positions_BT: Tensor
     mask_BS: Tensor | None = None
+
+
+class Lent(UserDict[int, KeysValues]):
+    """By layer, what it lends to later ones for the tokens of one forward.
+
+    Not a dict: accelerate and FSDP hand on copies of those, and what a layer adds to a copy is lost.
+    """
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Itself, everything on a device: accelerate asks for it where a model is spread over several."""
+        for layer, keys in self.items():
+            self[layer] = keys.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self
 
 
 class QueryAttention(Mixer):
