@@ -15,7 +15,7 @@ from hwsearch.costmodel.forms.common import Constant, Constants, FloatArray, For
 from hwsearch.costmodel.forms.context_attention import CONTEXT_ATTENTION
 from hwsearch.costmodel.forms.delta_rule import DELTA_RULE_PREFILL
 from hwsearch.costmodel.forms.flash_attention_2 import FLASH_ATTENTION_2_DECODE
-from hwsearch.costmodel.forms.gemm import GEMM
+from hwsearch.costmodel.forms.gemm import GEMM, GEMM_POWERS_OF_TWO
 from hwsearch.costmodel.forms.generation_attention import GENERATION_ATTENTION
 from hwsearch.costmodel.forms.moe import MOE
 from hwsearch.costmodel.forms.streaming import streaming
@@ -64,7 +64,10 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-_OTHER_KERNELS: Mapping[str, tuple[Form, ...]] = {"generation_attention": (FLASH_ATTENTION_2_DECODE,)}
+_OTHER_KERNELS: Mapping[str, tuple[Form, ...]] = {
+    "gemm": (GEMM_POWERS_OF_TWO,),
+    "generation_attention": (FLASH_ATTENTION_2_DECODE,),
+}
 
 
 def forms_of(kind: str) -> tuple[Form, ...]:

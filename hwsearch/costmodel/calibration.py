@@ -22,6 +22,7 @@ _STARTS, _STEPS = 4, 40
 _SHIFT = 0.4  # natural-log units between the starts
 _NOISE = 0.05  # log latency: what a form is not expected to explain
 _EDGE = 1e-6  # a fit begins inside the bounds
+_EVIDENCE = 4.0  # nats of likelihood by which a table must speak for another kernel than the usual one
 
 
 def fit_constants(
@@ -75,7 +76,7 @@ def fit_constants(
 
     # The first start tells which kernel the table shows; the others only look for better constants of its form.
     tried = [(*fitted(form, 0.0), form) for form in forms]
-    least, best, form = min(tried, key=lambda one: one[0])
+    least, best, form = min(tried, key=lambda one: one[0] + (_EVIDENCE if one[2] is not forms[0] else 0.0))
     for _ in range(starts - 1):
         cost, found = fitted(form, _SHIFT)
         if cost < least:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hwsearch.costmodel.forms.attention import reach
 from hwsearch.costmodel.forms.context_attention import context_blocks, context_splits
 from hwsearch.costmodel.forms.delta_rule import delta_lanes
+from hwsearch.costmodel.forms.gemm import cheapest_kernel
 from hwsearch.costmodel.forms.generation_attention import generation_split, planned
 from hwsearch.operators import CHUNK, KINDS, Columns
 from hwsearch.records import DeviceSpec
@@ -54,6 +55,18 @@ def _gemm(c: Columns, device: DeviceSpec, size: int) -> _Features:
         f[f"efficiency_{tm}x{tn}"] = _wave_efficiency(tiles, device)
     for tm in (64, 128, 256):
         f[f"fill_m_{tm}"] = m / (np.ceil(m / tm) * tm)
+    kernel = cheapest_kernel(c, device=device, size=size)
+    tiles = np.ceil(m / kernel.rows) * np.ceil(n / kernel.columns)
+    blocks = tiles * kernel.split
+    f["kernel_area"] = np.log2(kernel.rows * kernel.columns)
+    f["kernel_aspect"] = np.log2(kernel.rows / kernel.columns)
+    f["kernel_split"] = np.log2(kernel.split)
+    f["kernel_waves"] = np.log2(blocks / device.num_sms)
+    f["kernel_efficiency"] = _wave_efficiency(blocks, device)
+    f["kernel_padding"] = np.minimum(np.log2(tiles * kernel.rows * kernel.columns / (m * n)), 4)
+    f["kernel_seconds"] = np.log2(kernel.seconds)
+    f["kernel_bound"] = np.log2(kernel.seconds * device.bandwidth / KINDS["gemm"].bytes(c, size))
+    f["kernel_loss"] = np.log2(kernel.seconds * device.peak_flops / KINDS["gemm"].flops(c))
     f["m_mod_8"] = m % 8
     f["m_mod_16"] = m % 16
     f["m_mod_64"] = m % 64

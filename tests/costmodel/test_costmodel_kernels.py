@@ -1,4 +1,4 @@
-"""Which kernel a device runs: FlashAttention 2 beside 3 in decoding, told by the fit."""
+"""Which kernels a device runs, told by the fit: FlashAttention 2 or 3 in decoding, coarse or fine tiles in products."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hwsearch.costmodel.analytic import analytic_ms, form_with, forms_of
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.forms.attention import static_splits
+from hwsearch.costmodel.forms.gemm import cheapest_kernel
 from hwsearch.costmodel.gp import GPRecipe, fit_gp
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import columns
@@ -60,6 +61,29 @@ def test_flash_attention_2_packs_and_splits_only_shared_keys_without_a_window() 
     assert shared_by_more == pytest.approx(shared, rel=0.05)
     few, many = decode((32, 16384, 16, 8, 128, 128), (32, 16384, 64, 8, 128, 128))
     assert many > 2 * few  # under a window every query head is a block of its own
+
+
+@pytest.mark.parametrize("truth", [0, 1], ids=["fine", "powers of two"])
+def test_the_fit_tells_which_tiles_a_table_of_products_shows(truth: int) -> None:
+    rng = np.random.default_rng(0)
+    dims = np.stack([16 * rng.integers(1, 256, 150), *(64 * rng.integers(1, 128, (2, 150)))], axis=1)
+    form = forms_of("gemm")[truth]
+    constants = {k.name: k.start for k in form.constants}
+    latency = analytic_ms("gemm", columns("gemm", dims), device=H100, size=2, constants=constants)
+    table = Table("gemm", dims, latency * np.exp(rng.normal(0, 0.03, len(dims))))
+    found = fit_constants(table, device=H100, size=2, seed=0, starts=1)
+    assert form_with("gemm", found) is form
+    # A handful of rows is no evidence against the usual kernels.
+    few = fit_constants(table.take(np.arange(4)), device=H100, size=2, seed=0, starts=1)
+    assert form_with("gemm", few) is forms_of("gemm")[0]
+
+
+def test_a_product_is_split_where_tiles_are_few_and_not_where_they_fill_the_device() -> None:
+    c = columns("gemm", [(64, 256, 65536), (8192, 8192, 1024)])
+    kernel = cheapest_kernel(c, device=H100, size=2)
+    assert kernel.split[0] > 1 == kernel.split[1]
+    area = kernel.rows * kernel.columns
+    assert area[0] < area[1]
 
 
 def test_no_form_has_foreign_constants() -> None:
