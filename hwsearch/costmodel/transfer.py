@@ -265,8 +265,8 @@ def _select(crossed: FloatArray, target: FloatArray, untouched: FloatArray) -> F
     """Weights (candidates,): each candidate's likelihood of the points, tempered, small ones dropped.
 
     All on the points alone where the mixture is not better by more than chance. Where the `untouched` source, which
-    needs no point and so cannot flatter itself on them, already errs less than the points alone, it need only be
-    better.
+    needs no point and so cannot flatter itself on them, is not shown to err more than the points alone, by one standard
+    error, the mixture need only be better.
     """
     error = np.abs(crossed - target[:, None]).mean(axis=0)
     weight: FloatArray = (error.min() / error) ** _TEMPER
@@ -275,7 +275,8 @@ def _select(crossed: FloatArray, target: FloatArray, untouched: FloatArray) -> F
     weight /= weight.sum()
     gain = np.abs(crossed[:, _ALONE] - target) - np.abs(crossed @ weight - target)
     chance = _SURE * float(gain.std(ddof=1)) / np.sqrt(len(gain))
-    related = float(np.abs(untouched - target).mean()) < error[_ALONE]
+    behind = np.abs(untouched - target) - np.abs(crossed[:, _ALONE] - target)
+    related = float(behind.mean()) < float(behind.std(ddof=1)) / np.sqrt(len(behind))
     if gain.mean() < max(0.0 if related else chance, _WORTH * error[_ALONE]):
         weight = np.eye(len(weight))[_ALONE]
     return weight
