@@ -71,7 +71,8 @@ class TestH3(MixerContract):
 def test_every_mixer_keeps_the_contract() -> None:
     # Shared keys and values keep it together with the layer that lends them: test_models_shared_kv.py.
     alone = set(MIXERS) - {specs.SharedKVAttention}
-    assert {type(case.spec) for case in MixerContract.__subclasses__()} >= alone
+    cases = [case for case in MixerContract.__subclasses__() if hasattr(case, "spec")]
+    assert {type(case.spec) for case in cases} >= alone
 
 
 def test_a_backend_that_no_operation_has_is_refused() -> None:
