@@ -321,7 +321,8 @@ class SupernetFolder:
 
 def _begun(file: Path) -> bool:
     """Whether a file is what an interrupted `create` leaves behind."""
-    return file.name in (_TASKS, _CORPUS) or file.name.startswith(f".{_CORPUS}.")
+    own = (_TASKS, _CORPUS, Path(_ABOUT).with_suffix(".part").name)
+    return file.name in own or file.name.startswith(f".{_CORPUS}.")
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
