@@ -168,15 +168,29 @@ def test_a_source_changes_what_is_chosen_and_is_judged_by_its_transfer() -> None
     assert 0 < after.error < 0.2
 
 
-def test_near_duplicates_are_not_chosen_together() -> None:
-    cluster = 16  # rows that every kernel covers with the same tiles
-    m = [*range(4097, 4097 + cluster), 1, 64, 512, 32768]
+@pytest.mark.parametrize(
+    ("start", "cluster"),
+    [
+        (4097, 16),  # the same tiles of every kernel
+        pytest.param(
+            4096,
+            60,
+            marks=pytest.mark.xfail(
+                strict=True, reason="known defect: the finer form of products takes four of sixty neighbours"
+            ),
+        ),
+    ],
+)
+def test_near_duplicates_are_not_chosen_together(start: int, cluster: int) -> None:
+    m = [*range(start, start + cluster), 1, 64, 512, 32768]
     pool = np.array([[rows, 2048, 2048] for rows in m])
     none = Table("gemm", np.empty((0, 3), np.int64), np.empty(0))
     share = np.full(len(pool), 1 / len(pool))
     picks = choose(none, pool, share, count=5, device=DEVICE, size=2, seed=0)
     assert len({pick.row for pick in picks}) == 5
-    assert sum(pick.row < cluster for pick in picks) <= 3  # of 5, where 80% of the pool is the cluster
+    assert (
+        sum(pick.row < cluster for pick in picks) <= 3
+    )  # of 5, where 80% of the pool is the cluster, or more
     assert choose(none, pool, share, count=100, device=DEVICE, size=2, seed=0)[:5] == picks
     full = Table("gemm", pool, np.ones(len(pool)))
     assert choose(full, pool, share, count=5, device=DEVICE, size=2, seed=0) == []
