@@ -4,7 +4,8 @@ Libraries switch kernels between shapes, which no smooth model foresees, but the
 operator there are often measured ones that differ in a single dimension. How their latencies depart from what
 the residual model predicts here, and how far away they are, are inputs of a second ensemble of trees, which
 learns on cross-fitted predictions how much of it to believe. Where no neighbour is within an octave, or where
-cross-validation finds no use in them, there is no correction.
+cross-validation finds no use in them, there is no correction. Where a library switches kernels often, what is left has
+a long tail on one side: cross-validation then prefers an ensemble that learns the median rather than nearly the mean.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ _SIDES = 2  # along each dimension: the nearest smaller and the nearest larger
 _NONE = 30.0  # octaves: the distance of a neighbour that does not exist
 _REACH = 1.01  # octaves: a neighbour farther away says nothing
 _MANY_ROWS = 1000
-_WORTH = 0.98  # of the error must be left at most, or neighbours are not asked
+_WORTH = 0.98  # of the error must be left at most, or neighbours are not asked; nor the median learned
 _MANY = TreesRecipe(trees=200, depth=7, rate=0.06, rows=0.5, features=0.5)
+_MEDIAN = TreesRecipe(trees=200, depth=8, rate=0.12, rows=0.5, features=0.5, clip_quantile=0.7)
 _FEW = TreesRecipe(trees=100, depth=4, rate=0.05)
+_NOTHING = TreesRecipe(trees=0)
 _SPARSE = 16  # places of the table of hashes for each known row
 _RANK_BITS = np.uint64(20)  # half a million different values along a dimension
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -207,20 +210,20 @@ def fit_neighbours(
     found = Surroundings.of(dims, target).near(dims)
     rows, close = _inputs(features, found, predicted)
     left = target - predicted
-    recipe = _MANY if len(target) >= _MANY_ROWS else _FEW
 
-    def learn(on: NDArray[np.bool_]) -> Trees:
+    def learn(on: NDArray[np.bool_], recipe: TreesRecipe) -> Trees:
         on = on & close
         if not on.any():
-            return fit_trees(rows[:1], left[:1], recipe=TreesRecipe(trees=0), seed=seed)
+            return fit_trees(rows[:1], left[:1], recipe=_NOTHING, seed=seed)
         return fit_trees(rows[on], left[on], recipe=recipe, seed=seed)
 
-    after = left.copy()
-    for one in np.unique(fold):
-        out = (fold == one) & close
-        after[out] -= learn(fold != one).predict(rows[out])
-    if np.abs(after).mean() < _WORTH * np.abs(left).mean():
-        whole = learn(np.ones(len(target), bool))
-    else:
-        after, whole = left, learn(np.zeros(len(target), bool))
+    after, chosen = left, _NOTHING
+    for recipe in (_MANY, _MEDIAN) if len(target) >= _MANY_ROWS else (_FEW,):
+        crossed = left.copy()
+        for one in np.unique(fold):
+            out = (fold == one) & close
+            crossed[out] -= learn(fold != one, recipe).predict(rows[out])
+        if np.abs(crossed).mean() < _WORTH * np.abs(after).mean():
+            after, chosen = crossed, recipe
+    whole = learn(np.ones(len(target), bool), chosen)
     return Neighbours(dims, target.astype(np.float32), whole), after, support(found[1])

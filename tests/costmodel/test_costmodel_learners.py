@@ -134,6 +134,21 @@ def test_neighbours_that_only_repeat_noise_are_not_asked() -> None:
     np.testing.assert_array_equal(left, noise)
 
 
+def test_many_neighbours_teach_the_median_where_the_rest_has_a_tail_on_one_side() -> None:
+    rng = np.random.default_rng(2)
+    dims = np.array([(a, b) for a in 2 ** np.arange(40) for b in 2 ** np.arange(40)], dtype=np.int64)
+    dims, features = rng.permutation(dims), rng.normal(size=(1600, 1)).astype(np.float32)
+    steps = 0.1 * ((np.log2(dims[:, 0]) // 5 + np.log2(dims[:, 1]) // 5) % 2)
+    tail = np.where(rng.uniform(size=1600) < 0.2, rng.exponential(0.2, 1600), 0.0)
+    target = steps + tail + rng.normal(0, 0.01, 1600)
+    known, left, _ = fit_neighbours(
+        dims[:1200], features[:1200], target[:1200], np.zeros(1200), fold=np.arange(1200) % 3, seed=0
+    )
+    correction, _ = known.around(dims[1200:], features[1200:], np.zeros(400))
+    assert abs(np.median(target[1200:] - correction)) < 0.01  # the mean of the tail is 0.04
+    assert abs(np.median(left)) < 0.01
+
+
 def test_spread_covers_ninety_percent_where_noise_differs() -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(4000, 2)).astype(np.float32)
