@@ -24,7 +24,10 @@ from hwsearch.surrogate.teacher import teacher_folder
 
 
 def report(work: Path, output: Path | None, plot: Path | None) -> None:
-    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target."""
+    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target.
+
+    Seeds of the file that the work folder has nothing on, those of earlier settings among them, stay.
+    """
     found: dict[str, Any] = {"ranking": {}, "recipes": {}}
     for seed in _seeds(work / tiny_ranking.TARGET):
         found["ranking"][f"seed{seed}"] = tiny_ranking.summary(work, seed)
@@ -37,7 +40,9 @@ def report(work: Path, output: Path | None, plot: Path | None) -> None:
             for seed in _seeds(folder)
         }
     if output:
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        before = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+        found = {name: before.get(name, {}) | seeds for name, seeds in found.items()}
+        output.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
     shows = {"ranking": tiny_ranking.show, "recipes": tiny_recipes.show}
     for name, seeds in found.items():
         print(f"\n{name}")
