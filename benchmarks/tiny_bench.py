@@ -199,9 +199,13 @@ def better(metric: str) -> float:
     return -1.0 if metric.endswith("accuracy") else 1.0
 
 
+class Unfinished(SystemExit):
+    """A seed lacks a step."""
+
+
 def need(steps: Steps, name: str) -> dict[str, Any]:
-    """What a step found that must be there."""
+    """What a step found. Raises Unfinished where it has not run."""
     found = steps.result(name)
     if found is None:
-        raise SystemExit(f"{steps.folder} lacks {name}: run that seed to its end first")
+        raise Unfinished(f"{steps.folder} lacks {name}: run that seed to its end first")
     return found
