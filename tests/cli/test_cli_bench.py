@@ -133,7 +133,9 @@ def test_predict_takes_the_latency_from_measured_blocks_where_there_are_all(
     assert found["latency_ms"] == pytest.approx(table.predict(architecture, workload).median_ms)
     assert found["latency_ms_from_operators"] != found["latency_ms"]
     assert "layers measured whole" in found["notes"][0]
-    assert "fastest and slowest visits" in hwsearch(*command, asked).out
+    shown = hwsearch(*command, asked).out
+    assert "fastest and slowest visits" in shown
+    assert "in the latency: as it was measured" in shown
     other = hwsearch(*command, "decode:batch=3,context=24", "--json").json
     assert other["predicted_from"] == "operators"
     assert other["latency_ms"] == pytest.approx(other["latency_ms_from_operators"])
