@@ -30,7 +30,9 @@ FORMS: Mapping[str, Form] = {
     "generation_attention": GENERATION_ATTENTION,
     "delta_rule_prefill": DELTA_RULE_PREFILL,
     "delta_rule_decode": streaming(
-        "delta_rule_decode", lambda c: c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 32)
+        "delta_rule_decode",
+        lambda c: c["batch"] * c["num_v_heads"] * np.ceil(c["head_v_dim"] / 32),
+        resident=8,
     ),
     **{
         kind: chunked(kind)

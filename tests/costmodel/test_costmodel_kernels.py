@@ -1,4 +1,7 @@
-"""Which kernels a device runs, told by the fit: FlashAttention 2 or 3 in decoding, coarse or fine tiles in products."""
+"""Which kernels a device runs, told by the fit: FlashAttention 2 or 3 in decoding, coarse or fine tiles in products.
+
+And what the forms know of kernels: splits and waves.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,27 @@ def test_a_product_is_split_where_tiles_are_few_and_not_where_they_fill_the_devi
     assert kernel.split[0] > 1 == kernel.split[1]
     area = kernel.rows * kernel.columns
     assert area[0] < area[1]
+
+
+def test_a_decode_step_of_the_delta_rule_waits_for_its_last_wave() -> None:
+    kind = "delta_rule_decode"
+    heads_of_a_wave = 8 * H100.num_sms // 4  # eight programs to a multiprocessor, four to a head
+    c = columns(kind, [(batch, 1, 1, 128, 128) for batch in (heads_of_a_wave, heads_of_a_wave + 1)])
+    constants = {k.name: k.start for k in forms_of(kind)[0].constants}
+
+    def step(tail: float) -> float:
+        full, more = analytic_ms(kind, c, device=H100, size=2, constants=constants | {"tail": tail})
+        return float(more / full)
+
+    assert step(0.0) == pytest.approx(1, abs=0.01)
+    assert step(1.0) > 1.4
+    # Within the first wave nothing waits.
+    few = columns(kind, [(16, 1, 1, 128, 128)])
+    fluid, whole = (
+        analytic_ms(kind, few, device=H100, size=2, constants=constants | {"tail": tail})
+        for tail in (0.0, 1.0)
+    )
+    assert fluid == pytest.approx(whole)
 
 
 def test_no_form_has_foreign_constants() -> None:
