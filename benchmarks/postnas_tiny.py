@@ -41,7 +41,7 @@ def report(work: Path, output: Path | None, plot: Path | None) -> None:
         found[folder.name] = _finished(folder, of_seed)
     if output:
         before = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-        found = {name: before.get(name, {}) | seeds for name, seeds in found.items()}
+        found = {name: dict(sorted((before.get(name, {}) | seeds).items())) for name, seeds in found.items()}
         output.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
     shows = {"ranking": tiny_ranking.show, "recipes": tiny_recipes.show}
     for name, seeds in found.items():
