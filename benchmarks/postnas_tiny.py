@@ -13,31 +13,36 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tiny_placement
 import tiny_ranking
 import tiny_recipes
+from tiny_bench import Unfinished
 
 from hwsearch.surrogate.teacher import teacher_folder
 
 
 def report(work: Path, output: Path | None, plot: Path | None) -> None:
-    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target."""
-    found: dict[str, Any] = {"ranking": {}, "recipes": {}}
-    for seed in _seeds(work / tiny_ranking.TARGET):
-        found["ranking"][f"seed{seed}"] = tiny_ranking.summary(work, seed)
-        if (work / tiny_ranking.TARGET / f"seed{seed}" / "steps" / tiny_recipes.LAST).exists():
-            found["recipes"][f"seed{seed}"] = tiny_recipes.summary(work, seed)
+    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target.
+
+    Seeds of the file that the work folder has nothing on, those of earlier settings among them, stay.
+    """
+    found = {
+        "ranking": _finished(work / tiny_ranking.TARGET, partial(tiny_ranking.summary, work)),
+        "recipes": _finished(work / tiny_ranking.TARGET, partial(tiny_recipes.summary, work)),
+    }
     for folder in sorted(work.glob("placement-*-*")):
         _, full, windows = folder.name.split("-")
-        found[folder.name] = {
-            f"seed{seed}": tiny_placement.summary(work, seed, full=int(full), windows=int(windows))
-            for seed in _seeds(folder)
-        }
+        of_seed = partial(tiny_placement.summary, work, full=int(full), windows=int(windows))
+        found[folder.name] = _finished(folder, of_seed)
     if output:
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        before = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+        found = {name: dict(sorted((before.get(name, {}) | seeds).items())) for name, seeds in found.items()}
+        output.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
     shows = {"ranking": tiny_ranking.show, "recipes": tiny_recipes.show}
     for name, seeds in found.items():
         print(f"\n{name}")
@@ -47,8 +52,15 @@ def report(work: Path, output: Path | None, plot: Path | None) -> None:
             tiny_placement.plot(seeds, plot.with_stem(f"{plot.stem}-{name}"))
 
 
-def _seeds(folder: Path) -> list[int]:
-    return sorted(int(seed.name.removeprefix("seed")) for seed in folder.glob("seed*"))
+def _finished(folder: Path, summary: Callable[[int], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The summaries of the seeds of a folder; which are not finished is told."""
+    found = {}
+    for seed in sorted(int(seed.name.removeprefix("seed")) for seed in folder.glob("seed*")):
+        try:
+            found[f"seed{seed}"] = summary(seed)
+        except Unfinished as missing:
+            print(f"left out: {missing}")
+    return found
 
 
 def main() -> None:

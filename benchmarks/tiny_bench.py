@@ -37,7 +37,6 @@ Genome = tuple[int, ...]
 
 STEPS_A = 120
 BATCH, LENGTH, SAMPLES = 8, 128, 2500
-CHOOSING = (16, 8)  # items of each task, rows of text
 RATE_A, RATE_B = 4e-3, 2e-3
 METRICS = ("kl", "mean_loss", "mean_accuracy", "recall.loss", "recall.accuracy", "feature_mse")
 _SHARED = {"a": STEPS_A, "batch": BATCH, "length": LENGTH, "samples": SAMPLES, "rate_a": RATE_A}
@@ -46,8 +45,8 @@ _SHARED = {"a": STEPS_A, "batch": BATCH, "length": LENGTH, "samples": SAMPLES, "
 class Bench:
     """One seed of one target, kept in `work`/`target`/seedN.
 
-    space_of: the rules of the target's space. judging: items of each task and rows of text. config: what else decides
-    the results.
+    space_of: the rules of the target's space. choosing, judging: items of each task and rows of text. config: what else
+    decides the results.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class Bench:
         seed: int,
         teacher: Path,
         space_of: Callable[[SearchSpace], SearchSpace],
+        choosing: tuple[int, int],
         judging: tuple[int, int],
         config: dict[str, Any],
     ) -> None:
@@ -75,7 +75,7 @@ class Bench:
         own = {
             "rules": self.space.rules,
             "judging": judging,
-            "choosing": CHOOSING,
+            "choosing": choosing,
             "rate_b": RATE_B,
             **config,
         }
@@ -85,10 +85,10 @@ class Bench:
         self.corpus = packed_corpus(work / "data", tokenizer)
         self.tasks, self.text = {}, {}
         rows = self.corpus.validation.astype(np.int64)
-        for choosing, (items, count) in ((True, CHOOSING), (False, judging)):
-            tasks = held_out_tasks(seed=100 * seed + choosing, items=items)
-            self.tasks[choosing] = EncodedTasks.of(tasks, tokenizer, max_length=512)
-            self.text[choosing] = torch.from_numpy(rows[:count] if choosing else rows[-count:])
+        for chooses, (items, count) in ((True, choosing), (False, judging)):
+            tasks = held_out_tasks(seed=100 * seed + chooses, items=items)
+            self.tasks[chooses] = EncodedTasks.of(tasks, tokenizer, max_length=512)
+            self.text[chooses] = torch.from_numpy(rows[:count] if chooses else rows[-count:])
 
     def untrained(self) -> Supernet:
         """Before stage A."""
@@ -199,9 +199,13 @@ def better(metric: str) -> float:
     return -1.0 if metric.endswith("accuracy") else 1.0
 
 
+class Unfinished(SystemExit):
+    """A seed lacks a step."""
+
+
 def need(steps: Steps, name: str) -> dict[str, Any]:
-    """What a step found that must be there."""
+    """What a step found. Raises Unfinished where it has not run."""
     found = steps.result(name)
     if found is None:
-        raise SystemExit(f"{steps.folder} lacks {name}: run that seed to its end first")
+        raise Unfinished(f"{steps.folder} lacks {name}: run that seed to its end first")
     return found

@@ -25,7 +25,7 @@ from hwsearch.surrogate.predictor import Predictor
 TARGET = "ranking"
 ALONE, FITTED, JUDGED = 24, 60, 120  # trained alone; scored for the predictor; scored to judge it
 STEPS_B = 168
-JUDGING = (60, 24)  # items of each task, rows of text
+CHOOSING, JUDGING = (16, 8), (60, 24)  # items of each task, rows of text
 
 
 def bench(work: Path, seed: int, teacher: Path) -> Bench:
@@ -37,6 +37,7 @@ def bench(work: Path, seed: int, teacher: Path) -> Bench:
         seed=seed,
         teacher=teacher,
         space_of=lambda s: s.limit("full_attention", exactly).limit("sliding_window_attention", exactly),
+        choosing=CHOOSING,
         judging=JUDGING,
         config={"b": STEPS_B, "architectures": [ALONE, FITTED, JUDGED]},
     )

@@ -24,7 +24,6 @@ from hwsearch.pipeline.steps import Steps
 from hwsearch.surrogate.distil import LossWeights
 from hwsearch.surrogate.training import Recipe, Stage
 
-LAST = "scores-no-feature-loss.json"  # of the steps of a seed
 _ALIGNED = ("no KL", "no feature loss")  # start from stage A
 SHOWN = ("mean_loss", "mean_accuracy", "recall.loss", "kl")
 

@@ -13,6 +13,7 @@ import numpy as np
 from hwsearch.operators import KINDS, Operator
 
 __all__ = [
+    "MARKS",
     "Conditions",
     "DeviceSpec",
     "Environment",
@@ -25,6 +26,7 @@ __all__ = [
 
 Status = Literal["ok", "oom", "failed", "timeout", "crashed"]
 Execution = Literal["eager", "cuda-graph"]
+MARKS = ("drift", "shared", "throttled", "unstable")  # what may speak against trusting samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class Conditions:
     half_width: reached half-width of the median's 95% interval, relative. reference_ms: the drift reference beside it,
     the fixed product that is timed before every visit. clock_mhz, temperature_c, power_limit_w, other_processes: of a
     GPU, when sampling ended. throttled: why its clocks were held down. waited: share of the sampling time for which
-    threads of a CPU measurement were ready and had no core. marks: what speaks against trusting the samples. tuned:
+    threads of a CPU measurement were ready and had no core. marks: of MARKS. tuned:
     kernel -> what its autotuner chose.
     """
 

@@ -212,7 +212,7 @@ def command(
             checkpoint=source,
             model=model,
             workload=Workload.from_text(workload, dtype=model.dtype),
-            blocks=load_blocks(Path(device)) if Path(device).is_dir() else None,
+            blocks=load_blocks(Path(device)),
             executor=lambda: ProcessExecutor(workers),
             threads=max(torch.get_num_threads() // workers, 1),
             train_device=str(place),

@@ -90,7 +90,7 @@ def command(
     profile = host_named(host)
     model = cost_model_named(device)
     # Blocks hold the framework's own time; another host than the default is a question about operators.
-    measured = load_blocks(Path(device)) if host == ENGINE.name and Path(device).is_dir() else None
+    measured = load_blocks(Path(device)) if host == ENGINE.name else None
     asked, largest = read_workload(workload, dtype=model.dtype)
 
     def cost_of(architecture: Architecture, at: Workload) -> ModelCost:

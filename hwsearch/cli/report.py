@@ -148,10 +148,13 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     total = t.median_ms
     each = " on each device" if cost.tp > 1 else ""
     what = "whole prefill: time to first token" if cost.time_to_first_token_ms else "one decode step"
+    host = f"{cost.host.label}" + (f"; {milliseconds(cost.host_ms)} ms" if cost.host_ms else "")
+    if cost.predicted_from == "blocks":
+        host = f"in the latency: as it was measured; in times by operator: {host}"
     lines = [
         ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, {_interval(cost)}; predicted, {what}"),
         ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
-        ("host", f"{cost.host.label}" + (f"; {milliseconds(cost.host_ms)} ms" if cost.host_ms else "")),
+        ("host", host),
         (
             "time by source",
             ", ".join(f"{source} {ms / cost.operators_ms:.0%}" for source, ms in t.by_provenance.items()),

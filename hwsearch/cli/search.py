@@ -17,6 +17,7 @@ from hwsearch.cli.search_report import Found
 from hwsearch.cli.search_supernet import search_supernet
 from hwsearch.cli.workers import executor_of, worker_options
 from hwsearch.errors import HwsearchError, InputError
+from hwsearch.pipeline.blocks import load_blocks
 from hwsearch.pipeline.measured import MeasuredQuality, measured_quality
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.pipeline.search_task import search_task
@@ -134,12 +135,13 @@ def command(
     found too and the gap to it is printed. The run directory keeps every evaluation: after a kill, the same command
     with --resume, with any number of workers, gives the result that the first would have given.
 
+    Where --device is a cost model that holds the space's layers measured whole at this workload, latency is their sum.
     With a supernet each score takes a pass over its tasks, so a predictor fitted to those so far chooses what to score
     next.
     """
     if generations is not None and evaluations is not None:
         raise InputError(f"--generations {generations} and --evaluations {evaluations}: give one of the two")
-    model = cost_model_named(device)
+    model, blocks = cost_model_named(device), load_blocks(Path(device))
     if (Path(quality) / "supernet.json").is_file():
         given = {"--base": base, "--placement": placement, "--assume": assume, "--task": tasks}
         for option in (option for option, value in given.items() if value):
@@ -147,6 +149,7 @@ def command(
         search_supernet(
             Path(quality),
             model=model,
+            blocks=blocks,
             workload=workload,
             budgets=budgets,
             metric=metric,
@@ -173,6 +176,7 @@ def command(
         quality=_quality(quality, chosen, tasks),
         assumptions=_assumptions(assume),
         budgets=[parse_budget(text) for text in budgets],
+        blocks=blocks,
         placement=architecture_named(placement) if placement else None,
     )
     for text in task.notes:

@@ -17,6 +17,7 @@ from hwsearch.surrogate.importance import LayerSweep
 
 __all__ = ["Found"]
 
+_APART = 0.01  # from where two latencies of one architecture are worth a word
 _ROWS = 12  # of the front, in the table; the run's result.json has all
 
 
@@ -94,6 +95,14 @@ class Found:
             tasks = ", ".join(f"{name} {points:+.2f}" for name, points in self.best.quality.tasks.items())
             to.print(f"{'by task':<20}{tasks}", markup=False, soft_wrap=True)
         to.print(f"{'exact optimum':<20}{self._exact_text()}", markup=False, soft_wrap=True)
+        own, searched = self.best.cost.latency.median_ms, self.best.searched_ms
+        if abs(own / searched - 1) > _APART:
+            to.print(
+                f"{'latency':<20}{milliseconds(own)} ms at the best's own size; the search counted "
+                f"{milliseconds(searched)}, as in a model that just meets the budgets: compare budgets with the first",
+                markup=False,
+                soft_wrap=True,
+            )
         to.print(f"{'run':<20}{run}: {result.evaluations} evaluations", markup=False, soft_wrap=True)
 
     @property
@@ -125,6 +134,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "quality_loss_high": quality.high if quality else None,
         "quality_loss_by_task": dict(quality.tasks) if quality else {},
         "latency_ms": verdict.cost.latency.median_ms,
+        "searched_latency_ms": verdict.searched_ms,
         "memory_bytes": verdict.cost.memory.total_bytes,
         "mixers": dict(verdict.architecture.count()),
         "layer_types": list(verdict.architecture.layer_types),

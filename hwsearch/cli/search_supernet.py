@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hwsearch.cli.output import console, emit_json, milliseconds, progress, quiet_transformers, table
+from hwsearch.cli.output import console, emit_json, milliseconds, note, progress, quiet_transformers, table
 from hwsearch.cli.report import model_cost_json, print_model_cost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InfeasibleError
 from hwsearch.models import require_transformers
+from hwsearch.pipeline.blocks import BlockTable
 from hwsearch.search.executors import Executor
 from hwsearch.search.fidelity import FidelityResult, Round
 from hwsearch.search.pareto import knee
@@ -27,6 +28,7 @@ def search_supernet(
     folder: Path,
     *,
     model: CostModel,
+    blocks: BlockTable | None,
     workload: str,
     budgets: tuple[str, ...],
     metric: str,
@@ -50,12 +52,15 @@ def search_supernet(
     task = supernet_search(
         folder,
         model=model,
+        blocks=blocks,
         workload=Workload.from_text(workload, dtype=model.dtype),
         budgets=[parse_budget(text) for text in budgets],
         metric=metric,
         items=items,
         worker_device=worker_device,
     )
+    for text in task.notes:
+        note(text)
     with Study.open(output, settings=task.identity, resume=resume) as study, progress() as bar:
         row = bar.add_task("searching", total=evaluations, status="")
 
@@ -104,6 +109,7 @@ def search_supernet(
                 },
                 "knee": knee(result.objectives),
                 "front": front,
+                "notes": list(task.notes),
             }
         )
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hwsearch.cli.output import console, emit_json, json_option
-from hwsearch.profilers.merge import export_store, merge_stores
+from hwsearch.profilers.merge import DOUBTS, export_store, merge_stores
 
 __all__ = ["command"]
 
@@ -20,10 +20,16 @@ def command() -> None:
 @command.command("merge")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to add to.")
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(DOUBTS),
+    help="Leave out rows that did not run or carry this mark, for a profile into the new store to measure again.",
+)
 @json_option
-def merge(*, files: tuple[Path, ...], output: Path, as_json: bool) -> None:
+def merge(*, files: tuple[Path, ...], output: Path, without: tuple[str, ...], as_json: bool) -> None:
     """Join FILES of one device, runtime and dtype; of the same thing measured twice one that ran is kept."""
-    merged = merge_stores(files, output)
+    merged = merge_stores(files, output, without=without)
     if as_json:
         emit_json(
             {
@@ -31,12 +37,14 @@ def merge(*, files: tuple[Path, ...], output: Path, as_json: bool) -> None:
                 "device_name": merged.device_name,
                 "runtime": merged.runtime,
                 "rows": merged.rows,
+                "left_out": merged.left_out,
                 "added": merged.added,
             }
         )
         return
+    left_out = f", {merged.left_out} left out" if without else ""
     console().print(
-        f"{merged.device_name}, {merged.runtime}: {merged.rows} rows read, {merged.added} new in {output}",
+        f"{merged.device_name}, {merged.runtime}: {merged.rows} rows read{left_out}, {merged.added} new in {output}",
         markup=False,
     )
 

@@ -26,7 +26,9 @@ from hwsearch.costmodel.transferred import Source
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
 
-__all__ = ["Pick", "choose"]
+__all__ = ["FIRST", "Pick", "choose"]
+
+FIRST = 16  # rows of a kind that are spread before the model is asked; a fit takes LEAST_ROWS
 
 FloatArray = NDArray[np.float64]
 _ASKED, _CANDIDATES = 600, 1200  # rows that stand for a larger pool
@@ -36,12 +38,13 @@ _GUESS, _GUESS_NEAR = 0.1, 0.05  # of what the form leaves, before anything is m
 _STEP = 0.05  # of a constant's logarithm, for the derivatives
 _LEAST_NOISE = 0.01
 _LEAST_VARIANCE = 1e-9
+_SPREAD_EVERY = 4  # rows, one of which is spread, after the first
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A row of the pool, and by how much measuring it lowers the expected absolute error of log latency, weighted
-    by the shares."""
+    """A row of the pool, and the most by which measuring a row instead could lower the expected absolute error of log
+    latency, weighted by the shares: what a row that is spread gains is not known, so its turn counts as the best."""
 
     row: int
     gain: float
@@ -61,8 +64,8 @@ def choose(
     """The `count` rows of a pool (N, d) to measure next, beside those of `table` (any number), best first.
 
     share (N,): of the time asked of the device. `size` is the bytes per element. With a `source` the device is taken
-    to be like that one but for small differences. The choice depends on nothing but the arguments. Fewer rows come
-    back where the pool holds no more that are not measured yet.
+    to be like that one but for small differences, and no row is spread. The choice depends on nothing but the
+    arguments. Fewer rows come back where the pool holds no more that are not measured yet.
     """
     rng = np.random.default_rng([seed, len(table)])
     free = np.flatnonzero(~np.isin(row_keys(pool), row_keys(table.dims)))
@@ -73,9 +76,16 @@ def choose(
     if len(free) > most:
         free = np.sort(rng.choice(free, most, replace=False, p=share[free] / share[free].sum()))
     greedy = _posterior(table, pool[asked], pool[free], weight, device=device, size=size, source=source)
-    return [
-        Pick(int(free[best]), gain) for best, gain in (greedy.take() for _ in range(min(count, len(free))))
-    ]
+    spread = _Spread.of(table.dims, pool[asked], pool[free], weight)
+    picks = []
+    for turn in range(len(table), len(table) + min(count, len(free))):
+        best, gain = greedy.best()
+        if source is None and (turn < FIRST or turn % _SPREAD_EVERY == 0):
+            best = spread.best(greedy.taken)
+        greedy.take(best)
+        spread.take(best)
+        picks.append(Pick(int(free[best]), gain))
+    return picks
 
 
 def _sample(share: FloatArray, rng: np.random.Generator) -> tuple[NDArray[np.int64], FloatArray]:
@@ -99,12 +109,11 @@ class _Greedy:
     noise: float  # variance of a measurement
     taken: NDArray[np.bool_]
 
-    def take(self) -> tuple[int, float]:
-        """The best candidate and its gain; what is left is conditioned on it."""
-        total = self.candidate + self.noise
-        falls = self.cross**2
-        falls /= total.astype(np.float32)
+    def best(self) -> tuple[int, float]:
+        """The best candidate and its gain."""
         # sqrt(v) - sqrt(v - f) without the difference of nearly equal numbers: f / (sqrt(v) + sqrt(v - f)).
+        falls = self.cross**2
+        falls /= (self.candidate + self.noise).astype(np.float32)
         roots = self.asked.astype(np.float32)[:, None] - falls
         np.sqrt(np.maximum(roots, 0, out=roots), out=roots)
         roots += np.sqrt(self.asked).astype(np.float32)[:, None]
@@ -112,14 +121,56 @@ class _Greedy:
         gain = self.weight.astype(np.float32) @ falls
         gain[self.taken] = -1.0
         best = int(np.argmax(gain))
-        self.taken[best] = True
-        scale = np.float32(1 / np.sqrt(total[best]))
-        on_asked, on_own = self.cross[:, best] * scale, self.own[:, best] * scale
+        return best, float(gain[best])
+
+    def take(self, row: int) -> None:
+        """Condition what is left on a candidate."""
+        self.taken[row] = True
+        scale = np.float32(1 / np.sqrt(self.candidate[row] + self.noise))
+        on_asked, on_own = self.cross[:, row] * scale, self.own[:, row] * scale
         self.cross -= on_asked[:, None] * on_own
         self.own -= on_own[:, None] * on_own
         self.asked = np.maximum(self.asked - on_asked.astype(np.float64) ** 2, _LEAST_VARIANCE)
         self.candidate = np.maximum(self.candidate - on_own.astype(np.float64) ** 2, _LEAST_VARIANCE)
-        return best, float(gain[best])
+
+
+@dataclass
+class _Spread:
+    """Distances over the logarithms of the dimensions, each in units of its own deviation over what is asked."""
+
+    near: FloatArray  # (R,) of what is asked to its nearest row that is measured or taken
+    between: FloatArray  # (R, C) to the candidates
+    weight: FloatArray  # (R,)
+
+    @classmethod
+    def of(
+        cls,
+        measured: NDArray[np.int64],
+        asked: NDArray[np.int64],
+        candidates: NDArray[np.int64],
+        weight: FloatArray,
+    ) -> _Spread:
+        """Of dimensions (n, d), (R, d) and (C, d)."""
+        from scipy.spatial.distance import cdist
+
+        logs = np.log1p(asked)
+        deviation = logs.std(axis=0)
+        scale = np.where(deviation > 0, deviation, 1.0)
+        between = cdist(logs / scale, np.log1p(candidates) / scale)
+        # Nothing is measured: all is equally far, farther than any candidate.
+        far = np.full((len(asked), 1), 2 * between.max() + 1)
+        near = np.hstack([far, cdist(logs / scale, np.log1p(measured) / scale)]).min(axis=1)
+        return cls(near, between, weight)
+
+    def best(self, taken: NDArray[np.bool_]) -> int:
+        """The candidate that lowers the mean distance most."""
+        mean = self.weight @ np.minimum(self.near[:, None], self.between)
+        mean[taken] = np.inf
+        return int(np.argmin(mean))
+
+    def take(self, row: int) -> None:
+        """A candidate is measured."""
+        self.near = np.minimum(self.near, self.between[:, row])
 
 
 def _posterior(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hwsearch.costmodel.crossed import crossed_error
-from hwsearch.costmodel.design import choose
+from hwsearch.costmodel.design import FIRST, choose
 from hwsearch.costmodel.family import Family
 from hwsearch.costmodel.model import LEAST_ROWS, CostModel
 from hwsearch.costmodel.tables import Table, Tables, tables_from_measurements
@@ -46,7 +46,6 @@ __all__ = [
 
 Plan = Literal["grid", "random", "active"]
 PLANS: tuple[Plan, ...] = ("grid", "random", "active")
-_FIRST = 16  # rows of a kind before the model is asked; a fit takes LEAST_ROWS
 _BATCH, _GROWTH = 24, 0.2  # a batch is that many operators, or that share of those measured
 _PROBES = 4  # operators that tell a timed run its pace
 
@@ -171,7 +170,7 @@ def next_batch(
     ranked: list[tuple[float, float, Operator]] = []
     for kind, (pool, share) in _pools(demand).items():
         table = tables.get(kind, _empty(kind))
-        missing = _FIRST - len(table)
+        missing = FIRST - len(table)
         with threadpool_limits(limits=1):  # the same sums, and so the same choice, on any number of cores
             picks = choose(
                 table,
@@ -184,7 +183,7 @@ def next_batch(
                 source=_lender(source, kind),
             )
         for rank, pick in enumerate(picks):
-            turn = rank if missing > 0 else _FIRST
+            turn = rank if missing > 0 else FIRST
             ranked.append((turn, -pick.gain, Operator(kind, tuple(pool[pick.row].tolist()))))
     return [each for _, _, each in sorted(ranked)[:count]]
 
@@ -248,7 +247,7 @@ def _scarce(demand: Demand) -> tuple[str, ...]:
 def _missing(tables: Tables, demand: Demand) -> int:
     """Rows that are missing before every kind has the few that a fit takes."""
     return sum(
-        max(0, min(_FIRST, len(pool)) - len(tables.get(kind, ())))
+        max(0, min(FIRST, len(pool)) - len(tables.get(kind, ())))
         for kind, (pool, _) in _pools(demand).items()
     )
 

@@ -41,7 +41,15 @@ from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.spec import read_json
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["BlockTable", "BlockTime", "asked_blocks", "check_standing_alone", "load_blocks", "with_blocks"]
+__all__ = [
+    "BlockTable",
+    "BlockTime",
+    "asked_blocks",
+    "check_standing_alone",
+    "load_blocks",
+    "uncovered",
+    "with_blocks",
+]
 
 _FILE = "blocks.json"
 _CACHES = 8  # what lies behind so many times the last cache is as far away as it gets
@@ -109,9 +117,9 @@ class BlockTable:
         """The blocks of an architecture at a workload that are not measured."""
         return [block for block in blocks_of(architecture, workload) if block not in self._sizes]
 
-    def covers(self, space: SearchSpace, workload: Workload) -> bool:
-        """Whether every block that a space's models are made of is measured at a workload."""
-        return all(block in self._sizes for block in blocks_of_space(space, [workload]))
+    def missing_of(self, space: SearchSpace, workload: Workload) -> list[Block]:
+        """The blocks that a space's models are made of at a workload and that are not measured."""
+        return [block for block in blocks_of_space(space, [workload]) if block not in self._sizes]
 
     def at(self, block: Block, pass_bytes: int) -> BlockTime:
         """A measured block (its own pass_bytes not said) in a model that goes through so many bytes.
@@ -297,8 +305,19 @@ def with_blocks(cost: ModelCost, blocks: BlockTable | None) -> ModelCost:
     )
 
 
+def uncovered(blocks: BlockTable | None, space: SearchSpace, workload: Workload) -> tuple[str, ...]:
+    """A note where there are measured blocks, and latencies of a space come from operators all the same."""
+    missing = [] if blocks is None else blocks.missing_of(space, workload)
+    if not missing:
+        return ()
+    return (
+        f"latency is the sum over operators: {len(missing)} of the space's blocks are not measured whole, the first is "
+        f"{missing[0]}; hwsearch profile --space measures them, fit again after it",
+    )
+
+
 def load_blocks(path: Path) -> BlockTable | None:
-    """Measured blocks of a store, or of the folder of a cost model; None where there are none."""
+    """Measured blocks of a store, or of the folder of a cost model; None where there are none, or no such folder."""
     if path.is_dir():
         return BlockTable.load(path)
     if path.suffix != ".db":

@@ -70,7 +70,7 @@ class Pricing:
         }
 
     def _costs(self, space: SearchSpace) -> tuple[Objective, tuple[Budget, ...]]:
-        latency = latency_cost(space, self.model, self.workload, blocks=self.blocks)
+        latency = latency_cost(space, self.model, self.workload, blocks=self.blocks, budgets=self.budgets)
         memory = memory_cost(space, self.workload)
         budgets = cost_budgets(self.budgets, latency=latency, memory=memory, tokens=self.workload.tokens)
         return Objective("latency", unit="ms", cost=latency), budgets

@@ -14,12 +14,13 @@ from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.memory import layer_activation_bytes, logit_bytes
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.blocks import BlockTable
+from hwsearch.pipeline.block_sizes import typical_bytes
+from hwsearch.pipeline.blocks import BlockTable, uncovered, with_blocks
 from hwsearch.pipeline.measured import MeasuredQuality
 from hwsearch.search.problem import Additive, Budget, Objective, Problem
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import blocks_of_space, pass_bytes_of_space
+from hwsearch.searchspace.block import blocks_of_space
 from hwsearch.searchspace.budget import BudgetSpec
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import CountLimit, SearchSpace
@@ -36,7 +37,8 @@ __all__ = [
     "search_task",
 ]
 
-_COSTS = ("latency", "memory", "throughput")  # the metrics of budgets that are not on numbers of layers
+_TIMES = ("latency", "throughput")
+_COSTS = (*_TIMES, "memory")  # the metrics of budgets that are not on numbers of layers
 _RESHAPED, _NARROW = "reshaped_attention", "narrow_ffn"  # what --assume calls what is no kind of mixer
 
 
@@ -45,10 +47,12 @@ class Verdict:
     """What is known of one architecture of a search.
 
     points: its quality loss. quality: the prediction that this is, where it is one; None where it was measured.
+    searched_ms: the latency that the search counted, which adds up layers; `cost` knows the architecture's own size.
     """
 
     architecture: Architecture
     cost: ModelCost
+    searched_ms: float
     points: float
     quality: QualityLoss | None
 
@@ -57,14 +61,16 @@ class Verdict:
 class SearchTask:
     """A search problem, and what is needed to explain its answers.
 
-    shares: of the linear drop that each choice of the space costs; empty where quality is measured. notes: what was
-    left out of the space, and why.
+    blocks: measured whole on the device, which predict latency where they cover the space. shares: of the linear drop
+    that each choice of the space costs; empty where quality is measured. notes: what was left out of the space, and
+    why; where latency comes from.
     """
 
     problem: Problem
     space: SearchSpace
     model: CostModel
     workload: Workload
+    blocks: BlockTable | None
     quality: LayerSweep | MeasuredQuality
     shares: tuple[float, ...]
     notes: tuple[str, ...]
@@ -93,8 +99,13 @@ class SearchTask:
         predicted = None
         if isinstance(self.quality, LayerSweep):
             predicted = self.quality.loss([self.shares[choice] for choice in genome])
-        cost = model_cost(architecture, self.workload, model=self.model)
-        return Verdict(architecture=architecture, cost=cost, points=points, quality=predicted)
+        return Verdict(
+            architecture=architecture,
+            cost=with_blocks(model_cost(architecture, self.workload, model=self.model), self.blocks),
+            searched_ms=float(self.problem.objectives[1].cost(np.array([genome]))[0]),
+            points=points,
+            quality=predicted,
+        )
 
 
 def search_task(
@@ -106,13 +117,15 @@ def search_task(
     quality: LayerSweep | MeasuredQuality,
     assumptions: Mapping[str, float],
     budgets: Sequence[BudgetSpec],
+    blocks: BlockTable | None = None,
     placement: Architecture | None = None,
 ) -> SearchTask:
     """Quality loss against latency over a space (a preset or a file), within budgets.
 
     Choices for which a sweep has no data and nothing is assumed are left out of the space, with a note; measured
     quality knows them all. Budgets on counts become limits of the space, the others upper bounds on additive costs.
-    With a placement the softmax attention stays where that architecture has it.
+    blocks: measured whole on the model's device. With a placement the softmax attention stays where that architecture
+    has it.
     """
     check_dtype(model, workload)
     full = space_named(preset, base)
@@ -138,7 +151,8 @@ def search_task(
                 + (f"; include it by --assume {kind}=SHARE" if kind in unknown else "")
             )
         space = space.limit(kind, limit)
-    latency = latency_cost(space, model, workload)
+    notes += uncovered(blocks, space, workload)
+    latency = latency_cost(space, model, workload, blocks=blocks, budgets=budgets)
     memory = memory_cost(space, workload)
     if isinstance(quality, LayerSweep):
         loss = Objective("quality_loss", unit="points", cost=Additive(quality.table(shares)))
@@ -157,6 +171,7 @@ def search_task(
         space=space,
         model=model,
         workload=workload,
+        blocks=blocks,
         quality=quality,
         shares=shares,
         notes=notes,
@@ -214,16 +229,21 @@ def count_limits(budgets: Sequence[BudgetSpec]) -> dict[str, CountLimit]:
 
 
 def latency_cost(
-    space: SearchSpace, model: CostModel, workload: Workload, *, blocks: BlockTable | None = None
+    space: SearchSpace,
+    model: CostModel,
+    workload: Workload,
+    *,
+    blocks: BlockTable | None = None,
+    budgets: Sequence[BudgetSpec] = (),
 ) -> Additive:
     """Milliseconds: each choice's layer, plus embedding and LM head.
 
-    From blocks measured whole where they cover every choice at the workload, as in a model of the space's middling size
-    (BlockTable.predict knows a model's own), else from operators.
+    From blocks measured whole where they cover every choice at the workload, as in the models of the space that come
+    near the budgets (BlockTable.predict knows a model's own size), else from operators.
     """
-    if blocks and blocks.covers(space, workload):
-        sizes = pass_bytes_of_space(space, workload)
-        typical = sizes[len(sizes) // 2]
+    if blocks and not blocks.missing_of(space, workload):
+        bounds = [_at_most_ms(spec, workload.tokens) for spec in budgets if spec.metric in _TIMES]
+        typical = typical_bytes(blocks, space, workload, near_ms=min(bounds, default=None))
         asked = blocks_of_space(space, [workload])
         frame, *measured = (blocks.at(block, typical).median_ms for block in asked)
         row = blocks.mixing(space.base.hidden_size, workload, typical) * np.array(measured)
@@ -278,6 +298,11 @@ def cost_budgets(
     )
 
 
+def _at_most_ms(spec: BudgetSpec, tokens: int) -> float:
+    """The latency that a budget on time allows: at a fixed batch, at least X tokens/s is at most tokens/X seconds."""
+    return spec.value if spec.metric == "latency" else 1e3 * tokens / spec.value
+
+
 def _cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, tokens: int) -> Budget:
     """A budget on latency, memory or throughput as an upper bound on one of two costs."""
     if spec.metric == "memory":
@@ -289,12 +314,11 @@ def _cost_budget(spec: BudgetSpec, *, latency: Additive, memory: Additive, token
             describe=lambda v: f"{_up(v / 2**30, 2)} GiB",
         )
     if spec.metric == "throughput":
-        # At a fixed batch, at least X tokens/s is at most tokens/X seconds.
         return Budget(
             "throughput",
             text=spec.text,
             cost=latency,
-            at_most=1e3 * tokens / spec.value,
+            at_most=_at_most_ms(spec, tokens),
             describe=lambda v: f"{math.floor(1e3 * tokens / v):,} tokens/s",
         )
     return Budget(

@@ -19,11 +19,12 @@ from hwsearch.costmodel.compose import check_dtype, model_cost
 from hwsearch.costmodel.cost import ModelCost
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
+from hwsearch.pipeline.blocks import BlockTable, uncovered, with_blocks
 from hwsearch.pipeline.search_task import cost_budgets, count_limits, latency_cost, memory_cost
 from hwsearch.search.evaluation import Measured
 from hwsearch.search.executors import Executor
 from hwsearch.search.fidelity import FidelityResult, Round, fidelity_search
-from hwsearch.search.problem import Objective, Problem
+from hwsearch.search.problem import Additive, Objective, Problem
 from hwsearch.search.study import Study
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.budget import BudgetSpec
@@ -66,18 +67,25 @@ def _scorer(folder: Path, items: int, device: str) -> Scorer:
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetSearch:
-    """A search problem over the space of a supernet, and what explains its answers."""
+    """A search problem over the space of a supernet, and what explains its answers.
+
+    blocks: measured whole on the device, which predict latency where they cover the space. notes: where they do not.
+    """
 
     problem: Problem
     space: SearchSpace
     model: CostModel
     workload: Workload
+    blocks: BlockTable | None
     loss: SupernetLoss
     fingerprint: str
+    notes: tuple[str, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the costs, as JSON values; a resumed run must have the same."""
+        latency = self.problem.objectives[1].cost
+        assert isinstance(latency, Additive)
         return {
             "base": self.space.base.model_dump(mode="json"),
             "choices": [choice.model_dump(mode="json") for choice in self.space.choices],
@@ -85,6 +93,7 @@ class SupernetSearch:
             "device": self.model.device.name,
             "runtime": self.model.runtime,
             "workload": str(self.workload),
+            "layer_latency_ms": latency.table[0].tolist(),
             "supernet": self.fingerprint,
             "metric": self.loss.metric,
             "items": self.loss.items,
@@ -96,8 +105,9 @@ class SupernetSearch:
         return self.space.decode(genome, name=name)
 
     def cost(self, genome: Sequence[int]) -> ModelCost:
-        """The cost model's prediction in full."""
-        return model_cost(self.architecture(genome, name="candidate"), self.workload, model=self.model)
+        """The prediction in full, from blocks measured whole where they cover the architecture."""
+        cost = model_cost(self.architecture(genome, name="candidate"), self.workload, model=self.model)
+        return with_blocks(cost, self.blocks)
 
     def go(
         self,
@@ -138,13 +148,14 @@ def supernet_search(
     budgets: Sequence[BudgetSpec],
     metric: str,
     items: int,
+    blocks: BlockTable | None = None,
     worker_device: str = "cpu",
 ) -> SupernetSearch:
     """A search over the space that a supernet was trained for, within budgets; those on counts limit the space.
 
-    metric: of `Score.value`. items: of each task. worker_device: where workers score; this process does it on the CPU.
-    Raises DataError for a folder without a trained supernet, InputError
-    for a metric that it does not have.
+    metric: of `Score.value`. items: of each task. blocks: measured whole on the model's device. worker_device: where
+    workers score; this process does it on the CPU. Raises DataError for a folder without a trained supernet,
+    InputError for a metric that it does not have.
     """
     check_dtype(model, workload)
     opened = SupernetFolder(folder)
@@ -160,7 +171,8 @@ def supernet_search(
     loss.score(supernet.teacher_genome.tolist()).value(
         metric
     )  # an unknown metric is refused before the run begins
-    latency, memory = latency_cost(space, model, workload), memory_cost(space, workload)
+    latency = latency_cost(space, model, workload, blocks=blocks, budgets=budgets)
+    memory = memory_cost(space, workload)
     problem = Problem(
         space=space,
         objectives=(
@@ -174,6 +186,8 @@ def supernet_search(
         space=space,
         model=model,
         workload=workload,
+        blocks=blocks,
         loss=loss,
         fingerprint=supernet.fingerprint(),
+        notes=uncovered(blocks, space, workload),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,31 @@ from hwsearch.errors import DataError, DependencyError, InputError, OutputError
 from hwsearch.operators import KINDS
 from hwsearch.profilers.rows import Row, sampled_content
 from hwsearch.profilers.store import Store
-from hwsearch.records import DeviceSpec, Measurement
+from hwsearch.records import MARKS, DeviceSpec, Measurement
 
-__all__ = ["Merged", "export_store", "merge_stores", "table_of"]
+__all__ = ["DOUBTS", "Merged", "export_store", "merge_stores", "table_of"]
+
+FAILED = "failed"
+DOUBTS = (FAILED, *MARKS)  # why a row may be left out of a merged store
 
 _SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """rows: read from all files; added: of them, new to the store."""
+    """rows: read from all files; left_out: of them, as asked for; added: new to the store."""
 
     device_name: str
     runtime: str
     rows: int
+    left_out: int
     added: int
 
 
-def merge_stores(files: Sequence[Path], output: Path) -> Merged:
+def merge_stores(files: Sequence[Path], output: Path, *, without: Collection[str] = ()) -> Merged:
     """Stores of one device, runtime and dtype become one. Of the same thing measured twice, one that ran is kept.
 
+    without: of DOUBTS; rows that did not run, or that carry such a mark, are left out.
     Raises DataError where the stores are not of one device, runtime and dtype.
     """
     rows: list[Row] = []
@@ -51,9 +56,17 @@ def merge_stores(files: Sequence[Path], output: Path) -> Merged:
     with Store.open(output, create=True) as opened:
         for spec in devices:
             opened.add_device(spec)
-        added = opened.add(sorted(rows, key=lambda row: row.status != "ok"))
+        kept = [row for row in rows if not _doubts(row) & set(without)]
+        added = opened.add(sorted(kept, key=lambda row: row.status != "ok"))
     ((device_name, runtime, _),) = setups
-    return Merged(device_name=device_name, runtime=runtime, rows=len(rows), added=added)
+    return Merged(
+        device_name=device_name, runtime=runtime, rows=len(rows), left_out=len(rows) - len(kept), added=added
+    )
+
+
+def _doubts(row: Row) -> set[str]:
+    marks = set() if row.conditions is None else set(row.conditions.marks)
+    return marks | ({FAILED} if row.status != "ok" else set())
 
 
 def table_of(store: Store) -> list[dict[str, Any]]:

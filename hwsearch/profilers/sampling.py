@@ -20,7 +20,7 @@ from hwsearch.profilers.monitor import Monitor, Reading
 from hwsearch.profilers.resident import keep_freed_memory, peak_resident
 from hwsearch.profilers.timing import CpuTimer, Timer, Timing, TimingRule, time_callable
 from hwsearch.profilers.tuning import tuned, tuned_since
-from hwsearch.records import Conditions, Execution
+from hwsearch.records import MARKS, Conditions, Execution
 
 __all__ = ["Outcome", "Reference", "Runnable", "Sampler"]
 
@@ -228,7 +228,7 @@ class Sampler:
             power_limit_w=reading.power_limit_w,
             other_processes=reading.other_processes,
             throttled=reading.throttled,
-            marks=tuple(name for name, true in marks.items() if true),
+            marks=tuple(name for name in MARKS if marks[name]),
         )
 
     def _energy_j(self, function: Callable[[], object], share: float) -> float | None:

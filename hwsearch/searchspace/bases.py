@@ -160,6 +160,10 @@ def base_named(name: str) -> Base:
         return base_from_config(path / "config.json")
     if path.is_file():
         return base_from_config(path)
+    if path.is_dir():
+        raise DataError(f"{name}: the folder has no config.json")
+    if name.startswith((".", "/", "~")) or path.suffix == ".json":
+        raise DataError(f"{name}: no such file or folder")
     raise unknown_name("base model", name, BASES)
 
 

@@ -34,6 +34,7 @@ from hwsearch.searchspace.spec import PositiveInt, Spec, problems
 __all__ = [
     "MIXER_KINDS",
     "FFNWidths",
+    "HeldStateGrid",
     "LayerRule",
     "Limit",
     "MixerGrid",
@@ -59,47 +60,69 @@ class MixerGrid(Spec):
     """One kind of mixer; each of its fields is a tuple of the values it may take, None where left out."""
 
     kind: str
-    state_size: PositiveInt | None = None
 
     def mixers(self, base: Base) -> list[Mixer]:
         """All points of the grid, in the order of the file. Raises InputError for points that cannot be built."""
+        mixer = _MIXERS[self.kind]
         given: dict[str, Sequence[Any]] = {
             name: values
-            for name in type(self).model_fields
-            if name not in ("kind", "state_size") and (values := getattr(self, name)) is not None
+            for name in mixer.model_fields
+            if name != "kind" and (values := getattr(self, name)) is not None
         }
         found = []
         for point in itertools.product(*given.values()):
             fields = dict(zip(given, point, strict=True))
-            if self.state_size and not self._fit(fields, self.state_size):
+            if not self._completed(fields):
                 continue
-            if type(self).model_fields.keys() >= _FROM_BASE:
+            if mixer.model_fields.keys() >= _FROM_BASE:
                 fields = {**base.mixer.model_dump(include=set(_FROM_BASE)), **fields}
             try:
-                found.append(_MIXERS[self.kind].model_validate({"kind": self.kind, **fields}))
+                found.append(mixer.model_validate({"kind": self.kind, **fields}))
             except ValidationError as error:
                 raise InputError(
                     f"the grid of {self.kind} has the point {fields}, which cannot be: {problems(error)}; "
                     "list the points that can as entries of their own"
                 ) from None
+        return found
+
+    def _completed(self, fields: dict[str, Any]) -> bool:
+        """Whether a point is wanted; fills in what follows from the others."""
+        return True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_state_to_hold(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "state_size" in given and "state_size" not in cls.model_fields:
+            raise ValueError(
+                f"{given.get('kind')} has no recurrent state of heads x head_k_dim x head_v_dim, "
+                "and so no state_size to keep"
+            )
+        return given
+
+
+class HeldStateGrid(MixerGrid):
+    """Of a mixer whose state is heads x head_k_dim x head_v_dim, which state_size keeps fixed."""
+
+    state_size: PositiveInt | None = None
+
+    def mixers(self, base: Base) -> list[Mixer]:
+        """As of any grid; InputError where no point has that state."""
+        found = super().mixers(base)
         if not found:
             raise InputError(f"the grid of {self.kind} has no point with a state_size of {self.state_size}")
         return found
 
-    @staticmethod
-    def _fit(fields: dict[str, Any], state_size: int) -> bool:
-        """Whether a point has that state; fills in head_v_dim where it is left out."""
+    def _completed(self, fields: dict[str, Any]) -> bool:
+        if self.state_size is None:
+            return True
         heads = next(fields[name] for name in _HEADS if name in fields)
-        values, rest = divmod(state_size, heads * fields["head_k_dim"])
+        values, rest = divmod(self.state_size, heads * fields["head_k_dim"])
         return rest == 0 and bool(fields.setdefault("head_v_dim", values) == values)
 
     @model_validator(mode="after")
     def _dimensions(self) -> Self:
-        if "head_v_dim" in type(self).model_fields and self.state_size is None:
-            if getattr(self, "head_v_dim", None) is None:
-                raise ValueError("head_v_dim is missing: give it, or a state_size from which it follows")
-        elif self.state_size is not None and "head_v_dim" not in type(self).model_fields:
-            raise ValueError(f"{self.kind} has no recurrent state and so no state_size")
+        if self.state_size is None and getattr(self, "head_v_dim", None) is None:
+            raise ValueError("head_v_dim is missing: give it, or a state_size from which it follows")
         return self
 
 
@@ -114,7 +137,8 @@ def _grid_of(kind: str, cls: type[Mixer]) -> type[MixerGrid]:
         several: Any = Annotated[values, BeforeValidator(_listed), Field(min_length=1)]
         optional = not info.is_required() or (softmax and name in _FROM_BASE) or name == "head_v_dim"
         fields[name] = (several | None, None) if optional else (several, ...)
-    made: type[MixerGrid] = create_model(f"{cls.__name__}Grid", __base__=MixerGrid, **fields)
+    grid: type[MixerGrid] = HeldStateGrid if "head_v_dim" in cls.model_fields else MixerGrid
+    made: type[MixerGrid] = create_model(f"{cls.__name__}Grid", __base__=grid, **fields)
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hwsearch.errors import DataError
+from hwsearch.errors import DataError, plainly
 
 __all__ = ["PositiveInt", "Spec", "decode_json", "parse", "problems", "read_json"]
 
@@ -68,7 +68,7 @@ def decode_json(text: str | bytes, *, source: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else plainly(error)
         raise DataError(f"{source} is not valid JSON: {why}") from None
 
 

@@ -11,6 +11,7 @@ from hwsearch.cli.main import run
 from hwsearch.costmodel.model import CostModel
 from hwsearch.pipeline.blocks import BlockTable, load_blocks
 from hwsearch.profilers.store import Store
+from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 from tests.cli.conftest import Call
@@ -102,18 +103,25 @@ def test_measured_blocks_are_part_of_a_saved_model(folder: Path, tmp_path: Path)
     assert BlockTable.load(folder) is None
 
 
+def _knows_blocks_alone(folder: Path, path: Path) -> None:
+    """A cost model without measured operators, which holds the blocks of the store."""
+    table = load_blocks(folder / "tiny.db")
+    assert table is not None
+    with Store.open(folder / "tiny.db") as store:
+        device = store.device()
+    model = CostModel(
+        device=device, runtime=table.runtime, dtype="float32", source="nothing", seed=0, families={}
+    )
+    model.save(path)
+    table.save(path)
+
+
 def test_predict_takes_the_latency_from_measured_blocks_where_there_are_all(
     hwsearch: Call, folder: Path, tmp_path: Path
 ) -> None:
     table = load_blocks(folder / "tiny.db")
     assert table is not None
-    with Store.open(folder / "tiny.db") as store:
-        device = store.device()
-    empty = CostModel(
-        device=device, runtime=table.runtime, dtype="float32", source="nothing", seed=0, families={}
-    )
-    empty.save(tmp_path / "made")
-    table.save(tmp_path / "made")
+    _knows_blocks_alone(folder, tmp_path / "made")
     space = space_named(str(folder / "space.json"), base_named(str(folder / "tiny")))
     architecture = space.decode([0, 1], name="mixed")
     (tmp_path / "mixed.json").write_text(architecture.to_json())
@@ -125,7 +133,9 @@ def test_predict_takes_the_latency_from_measured_blocks_where_there_are_all(
     assert found["latency_ms"] == pytest.approx(table.predict(architecture, workload).median_ms)
     assert found["latency_ms_from_operators"] != found["latency_ms"]
     assert "layers measured whole" in found["notes"][0]
-    assert "fastest and slowest visits" in hwsearch(*command, asked).out
+    shown = hwsearch(*command, asked).out
+    assert "fastest and slowest visits" in shown
+    assert "in the latency: as it was measured" in shown
     other = hwsearch(*command, "decode:batch=3,context=24", "--json").json
     assert other["predicted_from"] == "operators"
     assert other["latency_ms"] == pytest.approx(other["latency_ms_from_operators"])
@@ -167,3 +177,29 @@ def test_cuda_graphs_are_refused_on_a_cpu(hwsearch: Call, folder: Path, tmp_path
     assert "execution cuda-graph needs a CUDA device" in refused.complaint
     refused = hwsearch("bench", folder / "tiny", *ASKED, "--execution", "cuda-graph")
     assert "needs a CUDA device" in refused.complaint
+
+
+def emptied(architecture: Architecture, *, fidelity: float, seed: int) -> float:
+    """A quality loss for `search`: layers without attention."""
+    return float(architecture.count()["none"])
+
+
+def test_search_takes_latencies_from_measured_blocks(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
+    table = load_blocks(folder / "tiny.db")
+    assert table is not None
+    _knows_blocks_alone(folder, tmp_path / "made")
+    command = [
+        "search", "--base", folder / "tiny", "--device", tmp_path / "made", "--space", folder / "space.json",
+        "--quality", "tests.cli.test_cli_bench:emptied", "--evaluations", 4,
+    ]  # fmt: skip
+    found = hwsearch(*command, "--workload", WORKLOADS[1], "-o", tmp_path / "run", "--json").json
+    space = space_named(str(folder / "space.json"), base_named(str(folder / "tiny")))
+    (workload,) = (each for each in table.workloads if each.phase == "decode")
+    best = space.decode([0, 0], name="best")
+    assert found["best"]["quality_loss"] == 0
+    assert found["best"]["prediction"]["predicted_from"] == "blocks"
+    assert found["best"]["latency_ms"] == pytest.approx(table.predict(best, workload).median_ms)
+    assert found["notes"] == []
+    other = hwsearch(*command, "--workload", "decode:batch=3,context=24", "-o", tmp_path / "other", "--json")
+    assert "3 of the space's blocks are not measured whole" in other.json["notes"][0]
+    assert "is the sum over operators" in other.err

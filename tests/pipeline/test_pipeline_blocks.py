@@ -9,11 +9,13 @@ import pytest
 
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.model import CostModel
+from hwsearch.pipeline.block_sizes import block_latencies, typical_bytes
 from hwsearch.pipeline.blocks import BlockTable, BlockTime, asked_blocks
 from hwsearch.pipeline.search_task import latency_cost
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.block import Block, blocks_of, pass_bytes_of, pass_bytes_of_space
+from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.space import SearchSpace
@@ -105,3 +107,29 @@ def test_unequal_layers_cost_what_the_mix_says() -> None:
 
 def _nothing() -> CostModel:
     return CostModel(device=_DEVICE, runtime="", dtype="bfloat16", source="", seed=0, families={})
+
+
+def test_layers_are_priced_as_in_models_that_come_near_the_budget() -> None:
+    frame, attention, empty = _blocks()
+    mix = Block(hidden_size=256, workload=_DECODE, mix=(_ATTENTION, _EMPTY)).among(1)
+    times = {frame: 1.0, mix: 3.0}
+    small, *_, large = pass_bytes_of_space(_SPACE, _DECODE)
+    for block, ms in ((attention, 2.0), (empty, 0.5)):
+        times |= {block.replace(pass_bytes=small): ms, block.replace(pass_bytes=large): 2 * ms}
+    table = _table(times)
+    genomes = _SPACE.sample(20, rng=np.random.default_rng(1))
+    found, through = block_latencies(table, _SPACE, _DECODE, genomes)
+    models = [_SPACE.decode(genome, name="model") for genome in genomes]
+    assert found == pytest.approx([table.predict(model, _DECODE).median_ms for model in models], rel=0.01)
+    assert through == pytest.approx([pass_bytes_of(model, _DECODE) for model in models])
+    tight, loose = (
+        typical_bytes(table, _SPACE, _DECODE, near_ms=near_ms) for near_ms in (found.min(), found.max())
+    )
+    assert through.min() <= tight < typical_bytes(table, _SPACE, _DECODE) < loose <= through.max()
+    # Of two budgets the tighter one decides where a sum over layers is right.
+    genome = np.array([[0, 0, 1, 0]])
+    ((own_ms,), _) = block_latencies(table, _SPACE, _DECODE, genome)
+    budget = [parse_budget(f"latency<={own_ms}ms"), parse_budget("latency<=1000ms")]
+    cost = latency_cost(_SPACE, _nothing(), _DECODE, blocks=table, budgets=budget)
+    assert cost(genome)[0] == pytest.approx(own_ms, rel=0.01)
+    assert latency_cost(_SPACE, _nothing(), _DECODE, blocks=table)(genome)[0] < 0.96 * own_ms

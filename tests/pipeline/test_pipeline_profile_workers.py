@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from hwsearch.profilers.environment import environment, torch_device
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import Measurement
-from hwsearch.search.executors import InlineExecutor
+from hwsearch.search.executors import InlineExecutor, RayExecutor
 from tests.profilers.made_up import made_up_device
 
 pytest.importorskip("torch")
@@ -54,3 +57,26 @@ def test_a_profile_hands_its_operators_to_the_workers_given(tmp_path: Path) -> N
         assert len(store.measurements()) == 8
     assert (found.measured, found.not_ok) == (8, 0)
     assert opened
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'hwsearch[ray]'"
+)
+def test_ray_workers_share_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    task = Profile(
+        devices=("cpu",),
+        setup=_SETUP,
+        plan="random",
+        stop=Stop(points=9),
+        visits=1,
+        workers=lambda: RayExecutor(2),
+    )
+    with Store.open(tmp_path / "a.db", create=True) as store:
+        store.add_device(made_up_device(environment(torch_device("cpu")).device_name))
+        found = task.run(store)
+        rows = store.measurements()
+    assert (found.measured, found.not_ok) == (9, 0)
+    assert len({row.operator for row in rows}) == 9
+    assert all(row.median_ms > 0 for row in rows)

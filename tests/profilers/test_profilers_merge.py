@@ -151,6 +151,20 @@ def test_merging_keeps_what_ran_and_refuses_a_mixture(tmp_path: Path) -> None:
         merge_stores([a, b], tmp_path / "d.db")
 
 
+def test_merging_leaves_behind_what_is_to_be_measured_again(tmp_path: Path) -> None:
+    a = tmp_path / "a.db"
+    clean = dataclasses.replace(_row(2), conditions=dataclasses.replace(_CONDITIONS, marks=()))
+    with Store.open(a, create=True) as store:
+        store.add([_row(1), clean, _failed(_row(3)), _block_row(4)])
+    for number, (without, kept) in enumerate(
+        {("shared",): 2, ("failed",): 3, ("shared", "failed"): 1, ("throttled",): 4}.items()
+    ):
+        merged = merge_stores([a], tmp_path / f"{number}.db", without=without)
+        assert (merged.rows, merged.left_out, merged.added) == (4, 4 - kept, kept)
+    with Store.open(tmp_path / "2.db") as store:
+        assert store.measurements() == [clean]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_export_writes_every_row(tmp_path: Path, suffix: str) -> None:
     path, table = tmp_path / "a.db", tmp_path / f"table{suffix}"

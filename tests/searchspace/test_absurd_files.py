@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     [
         (b"", "Expecting value"),
         (bytes(range(256)), "is not valid JSON"),
+        (b"{\x80\x81}", "is not valid JSON: it is not UTF-8 text"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"name": "a", "name": "b"}', "the key 'name' occurs twice"),
         (b'{"name": NaN}', "NaN is no JSON number"),

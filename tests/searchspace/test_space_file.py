@@ -11,7 +11,7 @@ import pytest
 
 from hwsearch.errors import DataError, InputError
 from hwsearch.searchspace.bases import BASES
-from hwsearch.searchspace.mixers import GatedDeltaNet, JetBlock
+from hwsearch.searchspace.mixers import GatedDeltaNet, JetBlock, Mamba2
 from hwsearch.searchspace.presets import PRESETS, preset_named, space_named
 from hwsearch.searchspace.spacefile import SpaceSpec, space_schema
 from hwsearch.searchspace.spaceloader import load_space
@@ -176,3 +176,11 @@ def test_two_fields_of_heads_span_only_what_can_be() -> None:
         SpaceSpec.model_validate({"mixers": [delta]})
     with pytest.raises(ValueError, match="no recurrent state"):
         SpaceSpec.model_validate({"mixers": [{"kind": "none", "state_size": 4}]})
+
+
+def test_a_state_size_of_a_mixer_of_its_own_is_a_grid_like_any_other() -> None:
+    mamba = {"kind": "mamba2", "num_heads": 8, "head_dim": 64, "state_size": [64, 128]}
+    space = SpaceSpec.model_validate({"mixers": [mamba]}).build(BASE)
+    assert {choice.mixer for choice in space.choices} == {
+        Mamba2(num_heads=8, head_dim=64, state_size=size) for size in (64, 128)
+    }
