@@ -19,22 +19,23 @@ __all__ = ["block_latencies", "typical_bytes"]
 
 FloatArray = NDArray[np.float64]
 _MODELS, _NEAREST = 4096, 128  # of the space, at random; those of them that come nearest to a budget
+_LARGE = 95  # percentile of their sizes: at the median a sum would flatter half of what just meets the budget
 _GRID = 32  # sizes at which what unequal layers cost each other is asked for
 
 
 def typical_bytes(
     blocks: BlockTable, space: SearchSpace, workload: Workload, *, near_ms: float | None = None
 ) -> int:
-    """What a model of a space goes through in one pass: the median, or that of models whose latency is near `near_ms`.
+    """What a model of a space goes through in one pass: the median, or a large one of those with a latency near `near_ms`.
 
     Every block of the space must be measured at the workload.
     """
     genomes = space.sample(_MODELS, rng=np.random.default_rng(0))
     latency_ms, through = block_latencies(blocks, space, workload, genomes)
-    if near_ms is not None:
-        nearest = np.argsort(np.abs(np.log(latency_ms / near_ms)), kind="stable")[:_NEAREST]
-        through = through[nearest]
-    return round(float(np.median(through)))
+    if near_ms is None:
+        return round(float(np.median(through)))
+    nearest = np.argsort(np.abs(np.log(latency_ms / near_ms)), kind="stable")[:_NEAREST]
+    return round(float(np.percentile(through[nearest], _LARGE)))
 
 
 def block_latencies(

@@ -238,8 +238,8 @@ def latency_cost(
 ) -> Additive:
     """Milliseconds: each choice's layer, plus embedding and LM head.
 
-    From blocks measured whole where they cover every choice at the workload, as in the models of the space that come
-    near the budgets (BlockTable.predict knows a model's own size), else from operators.
+    From blocks measured whole where they cover every choice at the workload, as in the larger models of the space that
+    come near the budgets (BlockTable.predict knows a model's own size), else from operators.
     """
     if blocks and not blocks.missing_of(space, workload):
         bounds = [_at_most_ms(spec, workload.tokens) for spec in budgets if spec.metric in _TIMES]

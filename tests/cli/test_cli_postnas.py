@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from hwsearch.models.checkpoint import Checkpoint
+from hwsearch.surrogate.teacher_data import train_tokenizer
 from tests.cli.conftest import Call
 from tests.cli.test_cli_figures import _assert_documented
 from tests.surrogate.tiny_supernet import teacher, write_task_items, write_text
@@ -49,6 +52,24 @@ def test_postnas_then_a_search_with_its_supernet(hwsearch: Call, folder: Path) -
     _assert_documented(searched, "search with a supernet")
     exported = hwsearch("export", folder / "searched", "-o", folder / "found.json", "--json").json
     assert sum(exported["mixers"].values()) == len(searched["best"]["layer_types"])
+
+
+def test_a_qwen2_5_of_real_depth_in_shards_goes_through_postnas(
+    hwsearch: Call, folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = teacher(tmp_path / "teacher", "qwen2", num_hidden_layers=28, vocab_size=300, shards=True)
+    train_tokenizer(["t3 t4 t5"], vocabulary=300).save_pretrained(checkpoint.folder)
+    assert len(list(checkpoint.folder.glob("model-*.safetensors"))) > 3
+    _, *options = _options(folder, tmp_path / "run")
+    found = hwsearch("postnas", checkpoint.folder, *options, "--blocks", "gla", "--json").json
+    assert len(found["layer_types"]) == 28
+    assert (
+        found["layer_types"].count("full_attention") == found["layer_types"].count("sliding_attention") == 1
+    )
+    built = Checkpoint(tmp_path / "run" / "model")
+    for index in (0, 13, 27):
+        name = f"model.layers.{index}.mlp.up_proj.weight"
+        assert torch.equal(built.tensor(name), Checkpoint(checkpoint.folder).tensor(name))
 
 
 def test_what_does_not_go_is_told_in_one_line(hwsearch: Call, folder: Path) -> None:
