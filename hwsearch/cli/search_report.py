@@ -99,7 +99,7 @@ class Found:
         if abs(own / searched - 1) > _APART:
             to.print(
                 f"{'latency':<20}{milliseconds(own)} ms at the best's own size; the search counted "
-                f"{milliseconds(searched)}, as in a large model that just meets the budgets: compare budgets with the first",
+                f"{milliseconds(searched)}, as in a large model near the budgets: compare budgets with the first",
                 markup=False,
                 soft_wrap=True,
             )

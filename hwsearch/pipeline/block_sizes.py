@@ -26,7 +26,7 @@ _GRID = 32  # sizes at which what unequal layers cost each other is asked for
 def typical_bytes(
     blocks: BlockTable, space: SearchSpace, workload: Workload, *, near_ms: float | None = None
 ) -> int:
-    """What a model of a space goes through in one pass: the median, or a large one of those with a latency near `near_ms`.
+    """What a model of a space goes through in one pass: the median, or a large one of those near `near_ms`.
 
     Every block of the space must be measured at the workload.
     """
