@@ -5,9 +5,9 @@
 1. Repeatability: the same 40 points profiled twice, in processes of their own; the difference of the two medians.
 2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with
    the time that they took.
-3. Ten random architectures of that space, none of which the fit has seen, each measured whole and compared with its
-   prediction, prefill and decode; and measured whole once more, in processes of their own after all others: how well
-   one measurement predicts the next is as well as anything can predict it.
+3. Ten random architectures of that space, none of which the fit has seen, measured whole in turn (`hwsearch bench` of
+   all ten) and compared with their predictions, prefill and decode; and all measured once more by another process
+   after it: how well one measurement predicts the next is as well as anything can predict it.
 
 Every step is a command that a user would type, in a process of its own. Steps that are done are not done again: kill it
 and call it again to go on, or delete --work to start over. The last line printed is the result as JSON.
@@ -33,7 +33,7 @@ from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 
 POINTS, ARCHITECTURES, SAMPLE_SEED = 40, 10, 20
-ROUNDS = 2
+RUNS = 2
 # The decode context is four times the space's window: at one within the window full attention and a window do the
 # same, and most hybrids of the space take the same time but for noise.
 WORKLOADS = ("prefill:batch=1,context=1280", "decode:batch=4,context=8192")
@@ -147,9 +147,9 @@ def whole_models(work: Path) -> dict[str, Any]:
     space = space_named("postnas", base_named(str(work / "small")))
     genomes = space.sample(ARCHITECTURES, rng=np.random.default_rng(SAMPLE_SEED))
     architectures = [space.decode(genome, name=f"architecture-{at}") for at, genome in enumerate(genomes)]
-    first, again = (
-        [_benched(architecture, work, number) for architecture in architectures] for number in range(ROUNDS)
-    )
+    for architecture in architectures:
+        (work / f"{architecture.name}.json").write_text(architecture.to_json(), encoding="utf-8")
+    first, again = (_benched(architectures, work, number) for number in range(RUNS))
     found = {}
     for place, text in enumerate(WORKLOADS):
         rows = [
@@ -167,21 +167,13 @@ def whole_models(work: Path) -> dict[str, Any]:
     return found
 
 
-def _benched(architecture: Architecture, work: Path, number: int) -> list[dict[str, Any]]:
-    path = work / f"{architecture.name}.json"
-    path.write_text(architecture.to_json(), encoding="utf-8")
+def _benched(architectures: list[Architecture], work: Path, number: int) -> list[list[dict[str, Any]]]:
+    """The phases of every architecture, measured in turn by one process."""
+    paths = [str(work / f"{architecture.name}.json") for architecture in architectures]
     workloads = [part for text in WORKLOADS for part in ("--workload", text)]
-    command = (
-        "bench",
-        str(path),
-        "--device",
-        "cpu",
-        *workloads,
-        "--cost-model",
-        str(work / "small.costmodel"),
-    )
-    phases: list[dict[str, Any]] = _json(work / f"{path.stem}-measured-{number}.json", *command)["phases"]
-    return phases
+    command = ("bench", *paths, "--device", "cpu", *workloads, "--cost-model", str(work / "small.costmodel"))
+    answer = _json(work / f"measured-{number}.json", *command)
+    return [each["phases"] for each in answer["architectures"]]
 
 
 def _agreement(measured_ms: list[float], other_ms: list[float]) -> dict[str, float]:
