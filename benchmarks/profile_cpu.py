@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from hwsearch.profilers.store import Store
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
@@ -95,25 +94,16 @@ def repeatability(work: Path) -> dict[str, Any]:
             work / f"{store.stem}.json",
             *("profile", "--device", "cpu", "--points", str(POINTS), "--seed", "1", "-o", str(store)),
         )
-    medians = []
-    for path in stores:
-        with Store.open(path) as opened:
-            medians.append(
-                {row.operator: row.median_ms for row in opened.measurements() if row.status == "ok"}
-            )
-    first, second = medians
-    apart = {
-        op: 200 * abs(first[op] - second[op]) / (first[op] + second[op])
-        for op in first.keys() & second.keys()
-    }
-    values = np.array(list(apart.values()))
-    worst = sorted(apart, key=lambda op: -apart[op])[:5]
+    found = _json(work / "compared.json", "store", "compare", *map(str, stores))
+    spread = found["all"]
     return {
-        "points": len(apart),
-        "median_percent": float(np.median(values)),
-        "p95_percent": float(np.percentile(values, 95)),
-        "largest_percent": float(values.max()),
-        "farthest": {str(op): [first[op], second[op]] for op in worst},
+        "points": spread["points"],
+        "median_percent": spread["median"],
+        "p95_percent": spread["p95"],
+        "largest_percent": spread["largest"],
+        "shift_percent": spread["shift"],
+        "median_without_shift_percent": spread["rest"],
+        "farthest": {far["subject"]: [far["first_ms"], far["second_ms"]] for far in found["farthest"]},
     }
 
 

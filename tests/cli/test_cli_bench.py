@@ -178,6 +178,19 @@ def test_stores_are_joined_and_exported(hwsearch: Call, folder: Path, tmp_path: 
     )
 
 
+def test_two_stores_are_compared(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
+    command = ["store", "compare", folder / "tiny.db", folder / "tiny.db"]
+    found = hwsearch(*command, "--worst", 2, "--json").json
+    _assert_documented(found, "store compare")
+    for spread in (found["all"], *found["kinds"].values()):
+        _assert_documented(spread, "store compare: all, and each of kinds")
+        assert spread["largest"] == spread["shift"] == spread["rest"] == 0
+    assert len(found["farthest"]) == 2
+    assert found["reference_percent"] == 0
+    assert "all shifted by" in hwsearch(*command).out
+    assert "none.db does not exist" in hwsearch(*command[:3], tmp_path / "none.db").complaint
+
+
 def test_the_doctor_looks_at_this_machine(hwsearch: Call) -> None:
     found = hwsearch("doctor", "--json").json
     _assert_documented(found, "doctor")
