@@ -165,7 +165,9 @@ def show(seeds: Mapping[str, Mapping[str, Any]]) -> None:
         for rule, c in seed["searched_against"].items():
             lost = ", ".join(c["lost_by_more_than_noise"]) or "nothing"
             print(f"  against {rule}: recall {100 * c['recall_gap']:+.0f} points, loses {lost}")
-        print(f"  {seed['layers']}")
+        for rival, at in seed["layers"].items():
+            if not rival.startswith(("random ", "layer ")):
+                print(f"  {rival}: full attention at {at['full']}, windows at {at['windows']}")
     after = ("recall.loss", "recall.accuracy", "mean_loss", "mean_accuracy", "kl")
     print(f"\n| score under the supernet | {' | '.join(after)} |\n|---|" + "---|" * len(after))
     for metric in ("recall.loss", "recall.accuracy", "mean_loss", "mean_accuracy", "kl", "feature_mse"):
