@@ -61,13 +61,11 @@ def run(work: Path, teacher: Path, *, workload: str, share: float, seed: int, fu
         Architecture.of_base(base_named(str(teacher))).to_json(), encoding="utf-8"
     )
 
-    def timed(architecture: Path) -> dict[str, Any]:
-        bench = hwsearch("bench", architecture, "--workload", workload, "--cost-model", model, "--json")
-        (phase,) = json.loads(bench)["phases"]
-        kept: dict[str, Any] = phase
-        return kept
+    def timed(*architectures: Path) -> list[dict[str, Any]]:
+        bench = hwsearch("bench", *architectures, "--workload", workload, "--cost-model", model, "--json")
+        return [each["phases"][0] for each in json.loads(bench)["architectures"]]
 
-    before = timed(work / "teacher.json")
+    (before,) = timed(work / "teacher.json")
     budget = share * float(before["predicted_ms"])
     began = time.perf_counter()
     result = json.loads(
@@ -79,7 +77,7 @@ def run(work: Path, teacher: Path, *, workload: str, share: float, seed: int, fu
         )
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    after = timed(found / "arch.json")
+    before, after = timed(work / "teacher.json", found / "arch.json")
     prediction = result["prediction"]
     return {
         "workload": workload,

@@ -5,9 +5,9 @@
 1. Repeatability: the same 40 points profiled twice, in processes of their own; the difference of the two medians.
 2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with
    the time that they took.
-3. Ten random architectures of that space, none of which the fit has seen, each measured whole and compared with its
-   prediction, prefill and decode; and measured whole once more, in processes of their own after all others: how well
-   one measurement predicts the next is as well as anything can predict it.
+3. Ten random architectures of that space, none of which the fit has seen, measured whole in turn (`hwsearch bench` of
+   all ten) and compared with their predictions, prefill and decode; and all measured once more by another process
+   after it: how well one measurement predicts the next is as well as anything can predict it.
 
 Every step is a command that a user would type, in a process of its own. Steps that are done are not done again: kill it
 and call it again to go on, or delete --work to start over. The last line printed is the result as JSON.
@@ -27,13 +27,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from hwsearch.profilers.store import Store
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 
 POINTS, ARCHITECTURES, SAMPLE_SEED = 40, 10, 20
-ROUNDS = 2
+RUNS = 2
 # The decode context is four times the space's window: at one within the window full attention and a window do the
 # same, and most hybrids of the space take the same time but for noise.
 WORKLOADS = ("prefill:batch=1,context=1280", "decode:batch=4,context=8192")
@@ -95,25 +94,16 @@ def repeatability(work: Path) -> dict[str, Any]:
             work / f"{store.stem}.json",
             *("profile", "--device", "cpu", "--points", str(POINTS), "--seed", "1", "-o", str(store)),
         )
-    medians = []
-    for path in stores:
-        with Store.open(path) as opened:
-            medians.append(
-                {row.operator: row.median_ms for row in opened.measurements() if row.status == "ok"}
-            )
-    first, second = medians
-    apart = {
-        op: 200 * abs(first[op] - second[op]) / (first[op] + second[op])
-        for op in first.keys() & second.keys()
-    }
-    values = np.array(list(apart.values()))
-    worst = sorted(apart, key=lambda op: -apart[op])[:5]
+    found = _json(work / "compared.json", "store", "compare", *map(str, stores))
+    spread = found["all"]
     return {
-        "points": len(apart),
-        "median_percent": float(np.median(values)),
-        "p95_percent": float(np.percentile(values, 95)),
-        "largest_percent": float(values.max()),
-        "farthest": {str(op): [first[op], second[op]] for op in worst},
+        "points": spread["points"],
+        "median_percent": spread["median"],
+        "p95_percent": spread["p95"],
+        "largest_percent": spread["largest"],
+        "shift_percent": spread["shift"],
+        "median_without_shift_percent": spread["rest"],
+        "farthest": {far["subject"]: [far["first_ms"], far["second_ms"]] for far in found["farthest"]},
     }
 
 
@@ -147,9 +137,9 @@ def whole_models(work: Path) -> dict[str, Any]:
     space = space_named("postnas", base_named(str(work / "small")))
     genomes = space.sample(ARCHITECTURES, rng=np.random.default_rng(SAMPLE_SEED))
     architectures = [space.decode(genome, name=f"architecture-{at}") for at, genome in enumerate(genomes)]
-    first, again = (
-        [_benched(architecture, work, number) for architecture in architectures] for number in range(ROUNDS)
-    )
+    for architecture in architectures:
+        (work / f"{architecture.name}.json").write_text(architecture.to_json(), encoding="utf-8")
+    first, again = (_benched(architectures, work, number) for number in range(RUNS))
     found = {}
     for place, text in enumerate(WORKLOADS):
         rows = [
@@ -167,21 +157,13 @@ def whole_models(work: Path) -> dict[str, Any]:
     return found
 
 
-def _benched(architecture: Architecture, work: Path, number: int) -> list[dict[str, Any]]:
-    path = work / f"{architecture.name}.json"
-    path.write_text(architecture.to_json(), encoding="utf-8")
+def _benched(architectures: list[Architecture], work: Path, number: int) -> list[list[dict[str, Any]]]:
+    """The phases of every architecture, measured in turn by one process."""
+    paths = [str(work / f"{architecture.name}.json") for architecture in architectures]
     workloads = [part for text in WORKLOADS for part in ("--workload", text)]
-    command = (
-        "bench",
-        str(path),
-        "--device",
-        "cpu",
-        *workloads,
-        "--cost-model",
-        str(work / "small.costmodel"),
-    )
-    phases: list[dict[str, Any]] = _json(work / f"{path.stem}-measured-{number}.json", *command)["phases"]
-    return phases
+    command = ("bench", *paths, "--device", "cpu", *workloads, "--cost-model", str(work / "small.costmodel"))
+    answer = _json(work / f"measured-{number}.json", *command)
+    return [each["phases"] for each in answer["architectures"]]
 
 
 def _agreement(measured_ms: list[float], other_ms: list[float]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from hwsearch.pipeline.bench import bench_architecture
+from hwsearch.pipeline.bench import bench_architectures
 from hwsearch.pipeline.blocks import BlockTable, asked_blocks, load_blocks
 from hwsearch.profilers.environment import default_dtype, torch_device
 from hwsearch.profilers.run import Progress, profile
@@ -125,8 +125,8 @@ def _measured(
             if time.monotonic() > deadline:
                 raise _TimeOverError(f"{len(genomes) - number} of {len(genomes)} whole models")
             architecture = space.decode(genome, name=f"random-{number}")
-            found = bench_architecture(
-                architecture,
+            (found,) = bench_architectures(
+                [architecture],
                 workloads,
                 device=options.device,
                 blocks=blocks,

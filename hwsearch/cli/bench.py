@@ -1,4 +1,4 @@
-"""hwsearch bench: a whole architecture measured on this machine, beside what is predicted of it."""
+"""hwsearch bench: whole architectures measured on this machine, beside what is predicted of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hwsearch.cli.options import seed_option
 from hwsearch.cli.output import console, emit_json, json_option, milliseconds, note, progress, size, table
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.bench import BenchRow, LargestBatch, bench_architecture, bench_largest_batch
+from hwsearch.pipeline.bench import BenchRow, LargestBatch, bench_architectures, bench_largest_batch
 from hwsearch.pipeline.blocks import BlockTable, load_blocks
 from hwsearch.pipeline.models import cost_model_named
 from hwsearch.profilers.environment import default_dtype, torch_device
@@ -25,7 +25,7 @@ __all__ = ["command"]
 
 
 @click.command("bench")
-@click.argument("arch")
+@click.argument("archs", metavar="ARCH...", nargs=-1, required=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a CUDA device such as cuda:0.")
 @click.option(
     "--workload",
@@ -47,7 +47,7 @@ __all__ = ["command"]
 @json_option
 def command(
     *,
-    arch: str,
+    archs: tuple[str, ...],
     device: str,
     workloads: tuple[str, ...],
     cost_model: str | None,
@@ -61,20 +61,21 @@ def command(
 ) -> None:
     """Build ARCH with random weights, measure it, and print measured against predicted with the error.
 
-    ARCH is a name from `hwsearch bases`, an architecture JSON, or a Hugging Face config.json. A prefill starts from an
-    empty cache, a decode step from one that is filled to the workload's context.
+    ARCH is a name from `hwsearch bases`, an architecture JSON, or a Hugging Face config.json. Several are measured in
+    turn, round by round, so that they can be compared. A prefill starts from an empty cache, a decode step from one
+    that is filled to the workload's context.
     """
-    architecture = architecture_named(arch)
+    architectures = [architecture_named(arch) for arch in archs]
     precision = dtype or default_dtype(torch_device(device).type)
     asked = [read_workload(text, dtype=precision) for text in workloads]
     timed = [workload for workload, largest in asked if not largest]
     model, blocks = _predictors(cost_model)
-    rows: list[BenchRow] = []
+    rows: list[list[BenchRow]] = [[] for _ in architectures]
     with progress() as bar:
-        task = bar.add_task("measuring", total=visits * len(timed), status="")
+        task = bar.add_task("measuring", total=visits * len(timed) * len(architectures), status="")
         if timed:
-            rows = bench_architecture(
-                architecture,
+            rows = bench_architectures(
+                architectures,
                 timed,
                 device=device,
                 model=model,
@@ -83,38 +84,52 @@ def command(
                 execution=execution,
                 visits=visits,
                 seed=seed,
-                on_visit=lambda workload: bar.update(task, advance=1, status=str(workload)),
-            )
-        batches = [
-            bench_largest_batch(
-                architecture,
-                workload,
-                device=device,
-                memory_bytes=None if memory is None else int(parse_budget(f"memory<={memory}").value),
-                backend=backend,
-                seed=seed,
-                on_try=lambda batch, ok: bar.update(
-                    task, status=f"batch {batch} {'fits' if ok else 'does not fit'}"
+                on_visit=lambda architecture, workload: bar.update(
+                    task, advance=1, status=f"{architecture.name}, {workload}"
                 ),
             )
-            for workload, largest in asked
-            if largest
+        batches = [
+            [
+                bench_largest_batch(
+                    architecture,
+                    workload,
+                    device=device,
+                    memory_bytes=None if memory is None else int(parse_budget(f"memory<={memory}").value),
+                    backend=backend,
+                    seed=seed,
+                    on_try=lambda batch, ok: bar.update(
+                        task, status=f"batch {batch} {'fits' if ok else 'does not fit'}"
+                    ),
+                )
+                for workload, largest in asked
+                if largest
+            ]
+            for architecture in architectures
         ]
+    found = list(zip(architectures, rows, batches, strict=True))
     if as_json:
         emit_json(
             {
-                "architecture": architecture.name,
                 "device": device,
                 "dtype": precision,
                 "backend": backend,
                 "execution": execution,
                 "cost_model": cost_model,
-                "phases": [_row_json(row) for row in rows],
-                "largest_batches": [_batch_json(found) for found in batches],
+                "architectures": [
+                    {
+                        "architecture": architecture.name,
+                        "phases": [_row_json(row) for row in own_rows],
+                        "largest_batches": [_batch_json(batch) for batch in own_batches],
+                    }
+                    for architecture, own_rows, own_batches in found
+                ],
             }
         )
         return
-    _print(architecture.name, rows, batches)
+    for architecture, own_rows, own_batches in found:
+        _print(architecture.name, own_rows, own_batches)
+    for text in dict.fromkeys(text for own in rows for row in own for text in row.notes):
+        note(f"note: {text}")
 
 
 def _predictors(cost_model: str | None) -> tuple[CostModel | None, BlockTable | None]:
@@ -184,5 +199,3 @@ def _print(name: str, rows: list[BenchRow], batches: list[LargestBatch]) -> None
             f"measured {found.measured}, predicted {found.predicted}",
             markup=False,
         )
-    for text in dict.fromkeys(text for row in rows for text in row.notes):
-        note(f"note: {text}")

@@ -42,8 +42,8 @@ def crossed_error(
         )
         form = analytic_ms(table.kind, table.columns, device=device, size=size, constants=own)
         left = np.log(table.latency_ms / form)
-        learned = fit_residual(features[~out], left[~out], share=_GP_SHARE, seed=seed).predict(features[out])
-        error[out] = np.abs(np.exp(learned - left[out]) - 1)
+        residual = fit_residual(features[~out], left[~out], kind=table.kind, share=_GP_SHARE, seed=seed)
+        error[out] = np.abs(np.exp(residual.predict(features[out]) - left[out]) - 1)
     return float(error @ represented(table, pool, share, device=device, size=size, seed=seed))
 
 

@@ -6,6 +6,10 @@ measured. The next operator is the one that lowers the expected absolute error m
 be asked in proportion to its share (active learning Cohn: Cohn, Ghahramani and Jordan, JAIR 4, 1996; for processes Seo
 et al. 2000). A posterior covariance does not depend on outcomes, so a batch is chosen one by one, each as if those
 before it had been measured: that keeps a batch from being many times the same question.
+
+A covariance that few rows have taught is wrong in places, and what it believes to know it never asks. So not every row
+is the best of all: one in four is spread over the dimensions, and of the others every second is the best of a few
+drawn at random.
 """
 
 from __future__ import annotations
@@ -39,12 +43,14 @@ _STEP = 0.05  # of a constant's logarithm, for the derivatives
 _LEAST_NOISE = 0.01
 _LEAST_VARIANCE = 1e-9
 _SPREAD_EVERY = 4  # rows, one of which is spread, after the first
+_FEW = 12  # candidates at random, the best of which every other row is
 
 
 @dataclass(frozen=True)
 class Pick:
     """A row of the pool, and the most by which measuring a row instead could lower the expected absolute error of log
-    latency, weighted by the shares: what a row that is spread gains is not known, so its turn counts as the best."""
+    latency, weighted by the shares: a row that is spread or drawn is there for what the model does not know, so its
+    turn counts as the best."""
 
     row: int
     gain: float
@@ -64,8 +70,8 @@ def choose(
     """The `count` rows of a pool (N, d) to measure next, beside those of `table` (any number), best first.
 
     share (N,): of the time asked of the device. `size` is the bytes per element. With a `source` the device is taken
-    to be like that one but for small differences, and no row is spread. The choice depends on nothing but the
-    arguments. Fewer rows come back where the pool holds no more that are not measured yet.
+    to be like that one but for small differences, and every row is the best of all. The choice depends on nothing but
+    the arguments. Fewer rows come back where the pool holds no more that are not measured yet.
     """
     rng = np.random.default_rng([seed, len(table)])
     free = np.flatnonzero(~np.isin(row_keys(pool), row_keys(table.dims)))
@@ -82,6 +88,8 @@ def choose(
         best, gain = greedy.best()
         if source is None and (turn < FIRST or turn % _SPREAD_EVERY == 0):
             best = spread.best(greedy.taken)
+        elif source is None and (turn - turn // _SPREAD_EVERY) % 2:
+            best, _ = greedy.best(among=rng.permutation(np.flatnonzero(~greedy.taken))[:_FEW])
         greedy.take(best)
         spread.take(best)
         picks.append(Pick(int(free[best]), gain))
@@ -109,19 +117,20 @@ class _Greedy:
     noise: float  # variance of a measurement
     taken: NDArray[np.bool_]
 
-    def best(self) -> tuple[int, float]:
-        """The best candidate and its gain."""
+    def best(self, among: NDArray[np.int64] | None = None) -> tuple[int, float]:
+        """The best candidate, of all or of some, and its gain."""
+        rows = np.arange(len(self.candidate)) if among is None else among
         # sqrt(v) - sqrt(v - f) without the difference of nearly equal numbers: f / (sqrt(v) + sqrt(v - f)).
-        falls = self.cross**2
-        falls /= (self.candidate + self.noise).astype(np.float32)
+        falls = self.cross[:, rows] ** 2
+        falls /= (self.candidate[rows] + self.noise).astype(np.float32)
         roots = self.asked.astype(np.float32)[:, None] - falls
         np.sqrt(np.maximum(roots, 0, out=roots), out=roots)
         roots += np.sqrt(self.asked).astype(np.float32)[:, None]
         falls /= roots
         gain = self.weight.astype(np.float32) @ falls
-        gain[self.taken] = -1.0
+        gain[self.taken[rows]] = -1.0
         best = int(np.argmax(gain))
-        return best, float(gain[best])
+        return int(rows[best]), float(gain[best])
 
     def take(self, row: int) -> None:
         """Condition what is left on a candidate."""

@@ -126,7 +126,7 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     features = feature_matrix(table.kind, c, device=device, size=size)
     analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
     target = np.log(table.latency_ms / analytic)
-    crossed = cross_fit(features, target, folds=_FOLDS, seed=seed)
+    crossed = cross_fit(features, target, kind=table.kind, folds=_FOLDS, seed=seed)
     neighbours, left, surroundings = fit_neighbours(
         table.dims, features, target, crossed.predicted, fold=crossed.fold, seed=seed
     )
@@ -136,7 +136,7 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     return Family(
         kind=table.kind,
         constants=constants,
-        residual=fit_residual(features, target, share=crossed.share, seed=seed),
+        residual=fit_residual(features, target, kind=table.kind, share=crossed.share, seed=seed),
         neighbours=neighbours,
         spread=widened(spread, table, device=device, size=size, seed=seed),
         region=fit_region(table.kind, c, size=size),

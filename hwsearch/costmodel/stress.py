@@ -84,7 +84,7 @@ def _errors(
         return features, np.log(table.latency_ms / form)
 
     features, target = described(known)
-    model = fit_residual(features, target, share=0.0, seed=seed)
+    model = fit_residual(features, target, kind=known.kind, share=0.0, seed=seed)
     features, target = described(asked)
     surroundings = support(Surroundings.of(known.dims, np.zeros(len(known))).near(asked.dims)[1])
     none = np.zeros(len(asked))

@@ -239,7 +239,7 @@ class _Few:
     def learn(self, share: float | None, constants: Mapping[str, float], *, seed: int) -> Residual:
         """A residual on what the base leaves."""
         left = np.log(self.table.latency_ms) - self.base(share, constants)
-        return fit_residual(self.inputs(share), left, share=_GP_SHARE, seed=seed)
+        return fit_residual(self.inputs(share), left, kind=self.table.kind, share=_GP_SHARE, seed=seed)
 
 
 def _cross_validate(

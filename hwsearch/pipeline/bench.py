@@ -1,4 +1,4 @@
-"""Closing the loop: an architecture built with random weights and measured, beside what is predicted of it.
+"""Closing the loop: architectures built with random weights and measured, beside what is predicted of them.
 
 Two predictions, where there is something to predict from: the sum of its measured blocks, and the cost model's sum over
 operators. Both know nothing of the measurement that they are compared with.
@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from hwsearch.costmodel.compose import model_cost
 from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER
@@ -23,9 +25,9 @@ from hwsearch.searchspace.workload import Workload
 
 if TYPE_CHECKING:
     from hwsearch.models.mixers.base import Backend
-    from hwsearch.profilers.whole import WholeTime
+    from hwsearch.profilers.whole import WholeBench, WholeTime
 
-__all__ = ["BenchRow", "LargestBatch", "bench_architecture", "bench_largest_batch"]
+__all__ = ["BenchRow", "LargestBatch", "bench_architectures", "bench_largest_batch"]
 
 _ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
 
@@ -77,8 +79,8 @@ class LargestBatch:
     predicted: int
 
 
-def bench_architecture(
-    architecture: Architecture,
+def bench_architectures(
+    architectures: Sequence[Architecture],
     workloads: Sequence[Workload],
     *,
     device: str,
@@ -88,53 +90,74 @@ def bench_architecture(
     execution: Execution = "eager",
     visits: int = 3,
     seed: int = 0,
-    on_visit: Callable[[Workload], None] | None = None,
-) -> list[BenchRow]:
-    """Measure an architecture at workloads of one dtype, visiting each several times in turn, and compare.
+    on_visit: Callable[[Architecture, Workload], None] | None = None,
+) -> list[list[BenchRow]]:
+    """Measure architectures at workloads of one dtype and compare: for each architecture its rows, one a workload.
 
+    Rounds go through all of them, each in another random order: what the machine does to some of the visits, it does to
+    every architecture alike. A model is built anew for each round, so that only one is in memory.
     Raises InputError for a device that is not there, workloads of several dtypes, and a mixer without a module.
     """
     from hwsearch.profilers.environment import torch_device
-    from hwsearch.profilers.whole import open_whole
+    from hwsearch.profilers.whole import WholeBench
 
     target = torch_device(device)
-    whole = open_whole(
-        architecture,
-        device=target,
-        dtype=_one_dtype(workloads),
-        backend=cast("Backend", backend),
-        execution=execution,
-        seed=seed,
+    bench = WholeBench(
+        target, dtype=_one_dtype(workloads), backend=cast("Backend", backend), execution=execution
     )
-    found: dict[Workload, list[WholeTime]] = {workload: [] for workload in workloads}
-    for _ in range(visits):
-        for workload in workloads:
-            found[workload].append(whole.visit(workload))
-            if on_visit is not None:
-                on_visit(workload)
-    rows = []
+    found: list[dict[Workload, list[WholeTime]]] = [{w: [] for w in workloads} for _ in architectures]
+    for number in range(visits):
+        for place in np.random.default_rng([seed, number]).permutation(len(architectures)):
+            _visit(bench, architectures[place], found[place], seed=seed + number, on_visit=on_visit)
+            bench.release()
+    eager = target.type == "cuda" and execution == "eager"
+    return [
+        [_row(architecture, workload, taken, model, blocks, eager=eager) for workload, taken in times.items()]
+        for architecture, times in zip(architectures, found, strict=True)
+    ]
+
+
+def _visit(
+    bench: WholeBench,
+    architecture: Architecture,
+    found: dict[Workload, list[WholeTime]],
+    *,
+    seed: int,
+    on_visit: Callable[[Architecture, Workload], None] | None,
+) -> None:
+    """Add a visit to each workload; a function of its own, so that nobody holds the model afterwards."""
+    whole = bench.open(architecture, seed=seed)
     for workload, times in found.items():
-        notes: list[str] = []
-        medians = [time.median_ms for time in times]
-        rows.append(
-            BenchRow(
-                workload=workload,
-                measured_ms=statistics.median(medians),
-                low_ms=min(medians),
-                high_ms=max(medians),
-                from_blocks_ms=_from_blocks(architecture, workload, blocks, notes),
-                from_operators_ms=_from_operators(
-                    architecture, workload, model, notes, eager=target.type == "cuda" and execution == "eager"
-                ),
-                peak_memory_bytes=max((t.peak_memory_bytes or 0 for t in times), default=0) or None,
-                state_bytes=times[0].state_bytes,
-                kernel=times[0].kernel,
-                marks=tuple(sorted({mark for time in times for mark in time.marks})),
-                reference_ms=_reference(times, blocks, notes),
-                notes=tuple(notes),
-            )
-        )
-    return rows
+        times.append(whole.visit(workload))
+        if on_visit is not None:
+            on_visit(architecture, workload)
+
+
+def _row(
+    architecture: Architecture,
+    workload: Workload,
+    times: Sequence[WholeTime],
+    model: CostModel | None,
+    blocks: BlockTable | None,
+    *,
+    eager: bool,
+) -> BenchRow:
+    notes: list[str] = []
+    medians = [time.median_ms for time in times]
+    return BenchRow(
+        workload=workload,
+        measured_ms=statistics.median(medians),
+        low_ms=min(medians),
+        high_ms=max(medians),
+        from_blocks_ms=_from_blocks(architecture, workload, blocks, notes),
+        from_operators_ms=_from_operators(architecture, workload, model, notes, eager=eager),
+        peak_memory_bytes=max((t.peak_memory_bytes or 0 for t in times), default=0) or None,
+        state_bytes=times[0].state_bytes,
+        kernel=times[0].kernel,
+        marks=tuple(sorted({mark for time in times for mark in time.marks})),
+        reference_ms=_reference(times, blocks, notes),
+        notes=tuple(notes),
+    )
 
 
 def bench_largest_batch(
@@ -150,17 +173,11 @@ def bench_largest_batch(
     """Find the largest batch by running it, beside the predicted one; memory_bytes as `--memory` gives it."""
     from hwsearch.profilers.environment import memory_bytes as all_bytes
     from hwsearch.profilers.environment import torch_device
-    from hwsearch.profilers.whole import open_whole
+    from hwsearch.profilers.whole import WholeBench
 
     target = torch_device(device)
-    whole = open_whole(
-        architecture,
-        device=target,
-        dtype=workload.dtype,
-        backend=cast("Backend", backend),
-        execution="eager",
-        seed=seed,
-    )
+    bench = WholeBench(target, dtype=workload.dtype, backend=cast("Backend", backend))
+    whole = bench.open(architecture, seed=seed)
     measured = whole.largest_batch(workload, cap_bytes=memory_bytes, on_try=on_try)
     limit = memory_bytes or all_bytes(target)
     # The closed form keeps a reserve for the runtime; what ran had none to keep, so it gets the whole limit.

@@ -26,7 +26,7 @@ from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.workload import Workload
 
-__all__ = ["WholeModel", "WholeTime", "open_whole"]
+__all__ = ["WholeBench", "WholeModel", "WholeTime"]
 
 _MAX_SECONDS = 2.0  # of samples, per visit: a whole prefill is slower than a block's
 _CLOSE = 0.03  # bisecting the batch ends when the bounds are this close
@@ -135,27 +135,45 @@ class WholeModel:
             return max(grown[0] if grown else 0, runnable.state_bytes or 0)
 
 
-def open_whole(
-    architecture: Architecture,
-    *,
-    device: torch.device,
-    dtype: str,
-    backend: Backend,
-    execution: Execution,
-    seed: int,
-    rule: TimingRule | None = None,
-) -> WholeModel:
-    """Build an architecture with random weights. InputError for a mixer without a module, or execution on a CPU."""
-    if execution == "cuda-graph" and device.type != "cuda":
-        raise InputError("execution cuda-graph needs a CUDA device: leave --execution out")
-    timer = timer_for(device)
-    sampler = Sampler(
-        device,
-        timer=timer,
-        rule=rule or replace(TimingRule(), max_seconds=_MAX_SECONDS),
-        execution=execution,
-        monitor=monitor_of(device),
-        reference=Reference(device, timer=timer),
-    )
-    model = random_model(architecture, device=device, dtype=dtype, seed=seed, backend=backend)
-    return WholeModel(model, sampler=sampler, device=device, seed=seed)
+class WholeBench:
+    """Builds models on one device and measures them all against one drift reference.
+
+    Raises InputError for execution cuda-graph on a CPU.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        dtype: str,
+        backend: Backend,
+        execution: Execution = "eager",
+        rule: TimingRule | None = None,
+    ) -> None:
+        if execution == "cuda-graph" and device.type != "cuda":
+            raise InputError("execution cuda-graph needs a CUDA device: leave --execution out")
+        timer = timer_for(device)
+        self._device = device
+        self._dtype = dtype
+        self._backend = backend
+        self._sampler = Sampler(
+            device,
+            timer=timer,
+            rule=rule or replace(TimingRule(), max_seconds=_MAX_SECONDS),
+            execution=execution,
+            monitor=monitor_of(device),
+            reference=Reference(device, timer=timer),
+        )
+
+    def open(self, architecture: Architecture, *, seed: int) -> WholeModel:
+        """A model with random weights. InputError for a mixer without a module."""
+        model = random_model(
+            architecture, device=self._device, dtype=self._dtype, seed=seed, backend=self._backend
+        )
+        return WholeModel(model, sampler=self._sampler, device=self._device, seed=seed)
+
+    def release(self) -> None:
+        """Give the memory of models that nobody holds any more back to the device."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

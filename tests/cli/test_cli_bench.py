@@ -9,11 +9,13 @@ import pytest
 
 from hwsearch.cli.main import run
 from hwsearch.costmodel.model import CostModel
+from hwsearch.pipeline.bench import bench_architectures
 from hwsearch.pipeline.blocks import BlockTable, load_blocks
 from hwsearch.profilers.store import Store
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
+from hwsearch.searchspace.workload import Workload
 from tests.cli.conftest import Call
 from tests.cli.test_cli_figures import _assert_documented
 
@@ -54,6 +56,8 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
     command = ["bench", folder / "mixed.json", *ASKED, "--visits", 1]
     found = hwsearch(*command, "--cost-model", folder / "tiny.db", "--json").json
     _assert_documented(found, "bench")
+    (found,) = found["architectures"]
+    _assert_documented(found, "bench: each of architectures")
     assert [phase["phase"] for phase in found["phases"]] == ["prefill", "decode"]
     for phase in found["phases"]:
         _assert_documented(phase, "bench: each of phases")
@@ -71,7 +75,7 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         # The mix holds both layers once, as the model does.
         assert table.predict(architecture, workload).median_ms == pytest.approx(frame + mix)
 
-    alone = hwsearch(*command, "--json").json
+    (alone,) = hwsearch(*command, "--json").json["architectures"]
     assert alone["phases"][0]["predicted_ms"] is None
     assert "no --cost-model" in hwsearch(*command).out
 
@@ -80,15 +84,31 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         "bench", folder / "tiny", "--workload", "decode:batch=2,context=25", "--visits", 1,
         "--cost-model", folder / "tiny.db", "--json",
     ).json  # fmt: skip
-    (phase,) = unknown["phases"]
+    (phase,) = unknown["architectures"][0]["phases"]
     assert phase["predicted_ms"] is None
     assert "2 blocks are not measured" in phase["notes"][0]
+
+
+def test_several_models_take_turns(folder: Path) -> None:
+    space = space_named(str(folder / "space.json"), base_named(str(folder / "tiny")))
+    models = [space.decode(genome, name=str(genome)) for genome in ([0, 1], [1, 0], [0, 0])]
+    workload = Workload.from_text(WORKLOADS[1], dtype="float32")
+    seen: list[str] = []
+    found = bench_architectures(
+        models, [workload], device="cpu", visits=4, on_visit=lambda model, _: seen.append(model.name)
+    )
+    rounds = [seen[at : at + 3] for at in range(0, 12, 3)]
+    assert all(sorted(names) == sorted(model.name for model in models) for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    # Rows belong to their model: two layers of full attention keep twice the cache of one.
+    (one,), (other,), (two,) = ([row.state_bytes for row in rows] for rows in found)
+    assert one == other == two / 2
 
 
 def test_the_largest_batch_within_a_memory(hwsearch: Call, folder: Path) -> None:
     command = ["bench", folder / "tiny", "--workload", "decode:batch=max,context=4k"]
     found = hwsearch(*command, "--memory", "64MiB", "--json").json
-    (batch,) = found["largest_batches"]
+    (batch,) = found["architectures"][0]["largest_batches"]
     assert batch["memory_bytes"] == 64 * 2**20
     assert 0 < batch["measured"] <= batch["predicted"]
     assert "needs a cap" in hwsearch(*command).complaint
@@ -156,6 +176,19 @@ def test_stores_are_joined_and_exported(hwsearch: Call, folder: Path, tmp_path: 
         "one of .csv, .parquet"
         in hwsearch("store", "export", tmp_path / "c.db", "-o", tmp_path / "c.xls").complaint
     )
+
+
+def test_two_stores_are_compared(hwsearch: Call, folder: Path, tmp_path: Path) -> None:
+    command = ["store", "compare", folder / "tiny.db", folder / "tiny.db"]
+    found = hwsearch(*command, "--worst", 2, "--json").json
+    _assert_documented(found, "store compare")
+    for spread in (found["all"], *found["kinds"].values()):
+        _assert_documented(spread, "store compare: all, and each of kinds")
+        assert spread["largest"] == spread["shift"] == spread["rest"] == 0
+    assert len(found["farthest"]) == 2
+    assert found["reference_percent"] == 0
+    assert "all shifted by" in hwsearch(*command).out
+    assert "none.db does not exist" in hwsearch(*command[:3], tmp_path / "none.db").complaint
 
 
 def test_the_doctor_looks_at_this_machine(hwsearch: Call) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hwsearch.operators import operator
-from hwsearch.pipeline.bench import bench_architecture
+from hwsearch.pipeline.bench import bench_architectures
 from hwsearch.pipeline.blocks import BlockTable, asked_blocks
 from hwsearch.profilers.bench import BenchSetup, LocalBench
 from hwsearch.profilers.doctor import diagnose
@@ -60,9 +60,10 @@ def test_layers_add_up_to_a_model(tmp_path: Path, execution: Execution) -> None:
         assert row.workspace_bytes is not None
     table = BlockTable.of(rows, source="here")
     architecture = space.decode([0, 2, 3, 6], name="mixed")
-    for found in bench_architecture(
-        architecture, _WORKLOADS, device="cuda:0", blocks=table, execution=execution
-    ):
+    (rows_of_model,) = bench_architectures(
+        [architecture], _WORKLOADS, device="cuda:0", blocks=table, execution=execution
+    )
+    for found in rows_of_model:
         assert found.error_percent is not None
         assert abs(found.error_percent) < 25, found  # a blunder, not a bar: the machine may be shared
 

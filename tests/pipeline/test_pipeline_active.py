@@ -204,6 +204,27 @@ def test_first_rows_are_spread_and_later_ones_in_part() -> None:
     assert grid[here[0].row, 0] >= 256
 
 
+def test_every_second_of_the_other_rows_is_the_best_of_a_few() -> None:
+    pool = np.array([[1 << i, 1 << j, 1 << k] for i in range(13) for j in range(7, 13) for k in range(7, 13)])
+    share = np.full(len(pool), 1 / len(pool))
+
+    def picked(known: int) -> int:
+        """How many different rows four seeds pick next."""
+        taken = pool[:: len(pool) // known][:known]
+        table = Table("gemm", taken, np.ones(known))
+        picks = [
+            choose(table, pool, share, count=1, device=DEVICE, size=2, seed=seed)[0] for seed in range(4)
+        ]
+        assert (
+            len({pick.gain for pick in picks}) == 1
+        )  # what the best of all would bring, whatever was picked
+        return len({pick.row for pick in picks})
+
+    assert picked(41) > 1
+    assert picked(42) == 1
+    assert picked(44) == 1  # spread
+
+
 def test_what_takes_the_time_is_chosen_first() -> None:
     pool = np.array([[rows, 2048, 2048] for rows in (1, 2, 4, 8, 2048, 4096, 8192, 16384)])
     none = Table("gemm", np.empty((0, 3), np.int64), np.empty(0))

@@ -15,7 +15,7 @@ from hwsearch.profilers.run import measure_all
 from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, random_model
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
-from hwsearch.profilers.whole import open_whole
+from hwsearch.profilers.whole import WholeBench
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, pass_bytes_of, pass_bytes_of_space
@@ -215,9 +215,7 @@ def test_a_block_that_cannot_run_is_a_row() -> None:
 
 
 def test_a_whole_model_is_measured_and_its_largest_batch_found() -> None:
-    whole = open_whole(
-        _HYBRID, device=_CPU, dtype="float32", backend="torch", execution="eager", seed=0, rule=_RULE
-    )
+    whole = WholeBench(_CPU, dtype="float32", backend="torch", rule=_RULE).open(_HYBRID, seed=0)
     time = whole.visit(_DECODE)
     assert time.median_ms > 0
     kept = 2 * (_HYBRID.cache_bytes(10, 4) + _HYBRID.conv_state_bytes(4))
@@ -233,11 +231,4 @@ def test_a_whole_model_is_measured_and_its_largest_batch_found() -> None:
     with pytest.raises(InputError, match="needs a cap"):
         whole.largest_batch(large, cap_bytes=None)
     with pytest.raises(InputError, match="needs a CUDA device"):
-        open_whole(
-            _HYBRID,
-            device=_CPU,
-            dtype="float32",
-            backend="torch",
-            execution="cuda-graph",
-            seed=0,
-        )
+        WholeBench(_CPU, dtype="float32", backend="torch", execution="cuda-graph")
