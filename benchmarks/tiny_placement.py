@@ -25,8 +25,9 @@ import numpy as np
 from tiny_bench import Bench, Genome, need, target_folder
 from tiny_ranking import taus
 
-from hwsearch.pipeline.postnas_placement import grown
+from hwsearch.pipeline.postnas_placement import grown, rule_placements, unbeaten
 from hwsearch.pipeline.steps import Steps
+from hwsearch.search.beam import BeamResult
 from hwsearch.searchspace.space import CountLimit
 from hwsearch.surrogate.layer_scores import linear_choice
 
@@ -60,7 +61,7 @@ def run(work: Path, seed: int, teacher: Path, *, full: int, windows: int) -> Non
             "alone": STEPS_ALONE,
             "width": WIDTH,
             "placed_by": PLACED_BY,
-            "windows_by": WINDOWS_BY,
+            "windows_by": f"{WINDOWS_BY}, unbeaten",
         },
     )
     net = bench.supernet(bench.aligned(), bench.recipe(b=STEPS_B))
@@ -75,23 +76,32 @@ def run(work: Path, seed: int, teacher: Path, *, full: int, windows: int) -> Non
         return np.flatnonzero(np.array(found.path[-1][0]) == softmax).tolist()
 
     at = {f"searched by {metric}": searched(metric) for metric in PLACED_BY}
-    at["uniform"] = [round((i + 0.5) * layers / full - 0.5) for i in range(full)]
-    at["first"], at["last"] = list(range(full)), list(range(layers - full, layers))
+    rules = rule_placements(layers, full)
+    at |= rules
     rng, draws = np.random.default_rng(seed), RANDOM if full == 1 else RANDOM_OF_CURVE
     at |= {f"random {i}": sorted(rng.permutation(layers)[:full].tolist()) for i in range(draws)}
     if full == 1:
         at |= {f"layer {i}": [i] for i in range(layers)}
 
-    def completed(where: list[int]) -> Genome:
+    def completed(where: list[int]) -> BeamResult:
         placed = linear.copy()
         placed[where] = softmax
-        found = grown(
+        return grown(
             placed, kind="sliding_window_attention", count=windows, metric=WINDOWS_BY, width=WIDTH,
             scorer=scorer, space=space,
         )  # fmt: skip
-        return found.path[-1][0]
 
-    rivals = bench.steps.run("rivals", lambda: {n: list(completed(where)) for n, where in at.items()})
+    def placements() -> dict[str, list[int]]:
+        found = {name: completed(where) for name, where in at.items()}
+        genomes = {name: list(each.path[-1][0]) for name, each in found.items()}
+        thumb = np.array([genomes[name] for name in rules])
+        return genomes | {
+            name: unbeaten(each, thumb, scorer=scorer)
+            for name, each in found.items()
+            if name.startswith("searched") and windows
+        }
+
+    rivals = bench.steps.run("rivals", placements)
     genomes = list(dict.fromkeys(tuple(genome) for genome in rivals.values()))
     bench.scores(net, genomes, name="under-supernet")
     for genome in genomes:

@@ -100,6 +100,9 @@ def test_the_steps_find_what_they_say(whole: tuple[Postnas, dict[str, Any]]) -> 
     placed, windowed = (np.array(found[step]["genome"]) for step in ("placement", "windows"))
     assert (placed == full).sum() == 1
     assert windowed[placed == full].tolist() == [full]
+    assert set(found["windows"]["rules"]) == {"uniform", "first", "last"}
+    for rule in found["windows"]["rules"].values():
+        assert sorted(rule["genome"]) == sorted(windowed.tolist())
     assert [row["block"] for row in found["blocks"]["rows"]] == ["gated_delta_net", "gla"]
     rows = found["grid"]["rows"]
     assert len({row["cache_bytes_per_sequence"] for row in rows}) == 1
@@ -115,7 +118,14 @@ def test_the_report_shows_every_step_and_its_sweep_can_be_searched_with(
 ) -> None:
     postnas, found = whole
     text = write_report(postnas, found, heatmap=None).read_text()
-    for title in ("## Result", "## Importance", "## Placement", "## Blocks", "## Shapes of equal cache"):
+    for title in (
+        "## Result",
+        "## Importance",
+        "## Placement",
+        "## Sliding windows",
+        "## Blocks",
+        "## Shapes of equal cache",
+    ):
         assert title in text
     assert "(chosen)" in text
     base = postnas.checkpoint.base
