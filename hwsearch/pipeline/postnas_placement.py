@@ -83,7 +83,7 @@ class Placement:
         Beside it what uniform, first and last full-attention layers come to, with windows searched for in the same way.
         """
         if not self.plan.windows:
-            return {"genome": genome.tolist(), "metric": None, "evaluations": 0, "path": [], "rules": {}}
+            return {"genome": genome.tolist(), "metric": None, "evaluations": 0, "path": [], "compared": {}}
         metric, scorer = self.plan.window_objective, self._scorer()
 
         def searched(start: Genome) -> BeamResult:
@@ -92,24 +92,23 @@ class Placement:
                 width=self.plan.width, scorer=scorer, space=self.space,
             )  # fmt: skip
 
-        rules = {}
+        found = searched(genome)
+        placements = {"searched": list(found.path[-1][0])}
         for name, layers in rule_placements(self.space.num_layers, self.plan.full).items():
             start = np.full(self.space.num_layers, self.linear)
             start[layers] = self.space.kinds.index("full_attention")
-            rules[name] = list(searched(start).path[-1][0])
-        found = searched(genome)
-        chosen = unbeaten(found, np.array(list(rules.values())), scorer=scorer)
-        content, *others = scorer.scores(np.array([chosen, *rules.values()]))
-        return {
-            **_content(found, metric),
-            "genome": chosen,
-            "value": content.value(metric),
-            "score": score_content(content),
-            "rules": {
-                name: {"genome": at, "value": score.value(metric), "score": score_content(score)}
-                for (name, at), score in zip(rules.items(), others, strict=True)
-            },
+            placements[name] = list(searched(start).path[-1][0])
+        chosen = placements["searched"]
+        if self.plan.guarded:
+            rules = [placement for name, placement in placements.items() if name != "searched"]
+            chosen = placements["guarded"] = unbeaten(found, np.array(rules), scorer=scorer)
+        scores = scorer.scores(np.array(list(placements.values())))
+        compared = {
+            name: {"genome": placement, "value": score.value(metric), "score": score_content(score)}
+            for (name, placement), score in zip(placements.items(), scores, strict=True)
         }
+        value = scores[list(placements.values()).index(chosen)].value(metric)
+        return {**_content(found, metric), "genome": chosen, "value": value, "compared": compared}
 
     @property
     def linear(self) -> int:

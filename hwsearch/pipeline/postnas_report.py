@@ -46,8 +46,9 @@ def _windows(rows: Sequence[Sequence[object]], tasks: Sequence[str], plan: Plan)
     return [
         "## Sliding windows",
         "",
-        "The placement, and where rules of thumb would have put as many full-attention layers, each with windows "
-        "searched for. Accuracies in percent under the supernet, nothing trained alone:",
+        f"Searched by {plan.window_objective} around the full attention found, and around where rules of thumb would "
+        "have put as many layers; guarded: of all that the search ended with, what falls least behind the rules on any "
+        "task. Accuracies in percent under the supernet, nothing trained alone:",
         "",
         *_table(["placement", "full attention", "windows", *tasks, plan.window_objective], rows),
     ]
@@ -70,11 +71,14 @@ def _lines(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -
         for size, (genome, value) in enumerate(found["placement"]["path"])
     ]
     windows = [
-        [name, *(_at(row["genome"], kind, postnas.space.kinds) for kind in _SOFTMAX), *_accuracies(row["score"]),
-         f"{row['value']:.4f}"]
-        for name, row in {"searched": found["windows"], **found["windows"]["rules"]}.items()
-        if "score" in row
-    ]  # fmt: skip
+        [
+            name + (" (chosen)" if row["genome"] == where else ""),
+            *(_at(row["genome"], kind, postnas.space.kinds) for kind in _SOFTMAX),
+            *_accuracies(row["score"]),
+            f"{row['value']:.4f}",
+        ]
+        for name, row in found["windows"]["compared"].items()
+    ]
     blocks = [
         [
             row["block"] + (" (chosen)" if row["block"] == found["blocks"]["best"] else ""),
