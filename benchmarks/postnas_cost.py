@@ -31,7 +31,7 @@ ALIGN, PATHS, PROXY = (
     100e6,
 )  # tokens as proposed here: stage A, stage B, and a candidate trained alone
 SCORED = 2e6
-WIDTH, FULL, WINDOWS = 4, 2, 2
+WIDTH, FULL, WINDOWS, RULES = 4, 2, 2, 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def rows() -> list[Row]:
         for shape in grid_of(block_named("jet_block", base))
     ]
     layers = base.num_layers
-    beams = _beam(layers, FULL) + _beam(layers - FULL, WINDOWS)
+    beams = _beam(layers, FULL) + (1 + RULES) * _beam(layers - FULL, WINDOWS)
     finalists = -(-len(shapes) // 3)
     grid = sum(0.25 * shape.hours(PROXY) for shape in shapes)
     grid += 0.75 * finalists * max(shape.hours(PROXY) for shape in shapes)
@@ -83,7 +83,13 @@ def rows() -> list[Row]:
             f"{ALIGN / 1e6:.0f} M tokens of stage A, {PATHS / 1e6:.0f} M of stage B",
         ),
         Row("importance", None, None, (2 * layers + 2) * score, f"{2 * layers + 2} architectures scored"),
-        Row("placement, windows", None, None, beams * score, f"{beams} scored at most, beam of {WIDTH}"),
+        Row(
+            "placement, windows",
+            None,
+            None,
+            beams * score,
+            f"{beams} scored at most, beam of {WIDTH}, windows also around three rules",
+        ),
         Row(
             "block selection",
             3120,

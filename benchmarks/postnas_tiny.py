@@ -1,12 +1,13 @@
 """Does a supernet rank architectures as training them would? The targets of PostNAS on the tiny teacher, seed by seed.
 
     python benchmarks/postnas_tiny.py ranking   --work DIR --seed 0
-    python benchmarks/postnas_tiny.py placement --work DIR --seed 0 [--full 1 --windows 2]
+    python benchmarks/postnas_tiny.py placement --work DIR --seed 0 [--full 1 --windows 3]
     python benchmarks/postnas_tiny.py recipes   --work DIR --seed 0    (after ranking)
-    python benchmarks/postnas_tiny.py report    --work DIR -o benchmarks/results/postnas_tiny.json
+    python benchmarks/postnas_tiny.py report    --work DIR -o benchmarks/results/postnas_tiny.json [--plot curve.png]
 
-tiny_ranking.py, tiny_placement.py and tiny_recipes.py say what each measures, tiny_bench.py what is common. Every step
-of a seed is written to DIR as it ends; the same command goes on with what is left, also after a kill.
+tiny_ranking.py, tiny_placement.py, tiny_curve.py and tiny_recipes.py say what each measures, tiny_bench.py what is
+common. Every step of a seed is written to DIR as it ends; the same command goes on with what is left, also after a
+kill.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiny_curve
 import tiny_placement
 import tiny_ranking
 import tiny_recipes
@@ -27,7 +29,7 @@ from hwsearch.surrogate.teacher import teacher_folder
 
 
 def report(work: Path, output: Path | None, plot: Path | None) -> None:
-    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of each placement target.
+    """All finished seeds of all targets: JSON to a file, Markdown to the screen, a picture of the placement curve.
 
     Seeds of the file that the work folder has nothing on, those of earlier settings among them, stay.
     """
@@ -36,8 +38,7 @@ def report(work: Path, output: Path | None, plot: Path | None) -> None:
         "recipes": _finished(work / tiny_ranking.TARGET, partial(tiny_recipes.summary, work)),
     }
     for folder in sorted(work.glob("placement-*-*")):
-        _, full, windows = folder.name.split("-")
-        of_seed = partial(tiny_placement.summary, work, full=int(full), windows=int(windows))
+        of_seed = partial(tiny_placement.summary, work, **_counts(folder.name))
         found[folder.name] = _finished(folder, of_seed)
     if output:
         before = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
@@ -48,8 +49,21 @@ def report(work: Path, output: Path | None, plot: Path | None) -> None:
         print(f"\n{name}")
         if seeds:
             shows.get(name, tiny_placement.show)(seeds)
-        if seeds and plot and name not in shows:
-            tiny_placement.plot(seeds, plot.with_stem(f"{plot.stem}-{name}"))
+    curves: dict[int, dict[int, Any]] = {}
+    for name, seeds in found.items():
+        if seeds and name not in shows:
+            counts = _counts(name)
+            curves.setdefault(counts["windows"], {})[counts["full"]] = seeds
+    for windows, curve in curves.items():
+        tiny_curve.show(curve)
+        if plot:
+            tiny_curve.plot(curve, plot.with_stem(f"{plot.stem}-{windows}-windows"))
+
+
+def _counts(target: str) -> dict[str, int]:
+    """The layers of a placement target, from its name."""
+    _, full, windows = target.split("-")
+    return {"full": int(full), "windows": int(windows)}
 
 
 def _finished(folder: Path, summary: Callable[[int], dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -69,10 +83,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="Folder for what each seed keeps.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", type=int, default=1, help="Full-attention layers of placement.")
-    parser.add_argument("--windows", type=int, default=2, help="Sliding-window layers of placement.")
+    parser.add_argument("--windows", type=int, default=3, help="Sliding-window layers of placement.")
     parser.add_argument("--teacher", type=Path, help="Checkpoint folder; the shipped teacher by default.")
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--plot", type=Path, help="Picture of the report, .png or .svg.")
+    parser.add_argument("--plot", type=Path, help="Picture of the curve, .png or .svg.")
     given = parser.parse_args()
     teacher = given.teacher or teacher_folder()
     if given.what == "report":

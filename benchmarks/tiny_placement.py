@@ -1,12 +1,13 @@
 """Target 2 of PostNAS on the tiny teacher: does a searched placement of full attention beat the usual rules?
 
 Space: `full` full-attention and `windows` sliding-window layers of 8, the rest gated delta nets. Full attention is
-placed as the pipeline places it, by beam search under a supernet, once for each score in PLACED_BY; its rivals are
-uniform, first, last, and 10 placements at random. Windows are then placed around every one of them by the same beam
-search, for the mean loss over tasks: the rivals differ in where full attention is, and each has the windows that suit
-it best. Each is trained alone from the supernet's weights for STEPS_ALONE steps, as many as `hwsearch postnas` gives a
-candidate by default, and judged on items that chose nothing. Seed 0 was looked at while this was set up; the seeds
-behind it judge.
+placed as the pipeline places it, by beam search under a supernet, once for each score in PLACED_BY, the pipeline's own
+first; its rivals are uniform, first, last, and placements at random, 10 where one layer keeps full attention, which the
+target judges, 3 elsewhere, for the curve of tiny_curve.py. Windows are then placed around every one of them by the same
+beam search, for the mean loss over tasks: the rivals differ in where full attention is, and each has the windows that
+suit it best. Each is trained alone from the supernet's weights for STEPS_ALONE steps, as many as `hwsearch postnas`
+gives a candidate by default, and judged on items that chose nothing. Seed 0 was looked at while this was set up; other
+seeds judge.
 
 A placement beats another on a task where its accuracy is higher by more than two standard errors of the difference,
 taken as if the two had answered different items. Which score foresees best is told by Kendall's tau over all placements
@@ -24,17 +25,19 @@ import numpy as np
 from tiny_bench import Bench, Genome, need, target_folder
 from tiny_ranking import taus
 
-from hwsearch.pipeline.postnas_placement import grown
+from hwsearch.pipeline.postnas_placement import grown, rule_placements, unbeaten
 from hwsearch.pipeline.steps import Steps
+from hwsearch.search.beam import BeamResult
 from hwsearch.searchspace.space import CountLimit
 from hwsearch.surrogate.layer_scores import linear_choice
 
-PLACED_BY = ("recall.loss", "kl", "feature_mse")
+PLACED_BY = ("mean_loss", "recall.loss", "kl", "feature_mse")
 WINDOWS_BY = "mean_loss"
 STEPS_B, STEPS_ALONE = 168, 150
 CHOOSING, JUDGING = (32, 8), (120, 24)  # items of each task, rows of text
-WIDTH, RANDOM = 4, 10
-RULES = ("uniform", "first", "last", "random, mean of 10")
+WIDTH, RANDOM, RANDOM_OF_CURVE = 4, 10, 3
+SEARCHED = f"searched by {PLACED_BY[0]}"
+RULES = ("uniform", "first", "last", "random, mean")
 
 
 def target(full: int, windows: int) -> str:
@@ -53,7 +56,13 @@ def run(work: Path, seed: int, teacher: Path, *, full: int, windows: int) -> Non
         ),
         choosing=CHOOSING,
         judging=JUDGING,
-        config={"b": STEPS_B, "alone": STEPS_ALONE, "width": WIDTH, "windows_by": WINDOWS_BY},
+        config={
+            "b": STEPS_B,
+            "alone": STEPS_ALONE,
+            "width": WIDTH,
+            "placed_by": PLACED_BY,
+            "windows_by": f"{WINDOWS_BY}, unbeaten",
+        },
     )
     net = bench.supernet(bench.aligned(), bench.recipe(b=STEPS_B))
     scorer, space = bench.scorer(net, choosing=True), bench.space
@@ -67,23 +76,32 @@ def run(work: Path, seed: int, teacher: Path, *, full: int, windows: int) -> Non
         return np.flatnonzero(np.array(found.path[-1][0]) == softmax).tolist()
 
     at = {f"searched by {metric}": searched(metric) for metric in PLACED_BY}
-    at["uniform"] = [round((i + 0.5) * layers / full - 0.5) for i in range(full)]
-    at["first"], at["last"] = list(range(full)), list(range(layers - full, layers))
-    rng = np.random.default_rng(seed)
-    at |= {f"random {i}": sorted(rng.permutation(layers)[:full].tolist()) for i in range(RANDOM)}
+    rules = rule_placements(layers, full)
+    at |= rules
+    rng, draws = np.random.default_rng(seed), RANDOM if full == 1 else RANDOM_OF_CURVE
+    at |= {f"random {i}": sorted(rng.permutation(layers)[:full].tolist()) for i in range(draws)}
     if full == 1:
         at |= {f"layer {i}": [i] for i in range(layers)}
 
-    def completed(where: list[int]) -> Genome:
+    def completed(where: list[int]) -> BeamResult:
         placed = linear.copy()
         placed[where] = softmax
-        found = grown(
+        return grown(
             placed, kind="sliding_window_attention", count=windows, metric=WINDOWS_BY, width=WIDTH,
             scorer=scorer, space=space,
         )  # fmt: skip
-        return found.path[-1][0]
 
-    rivals = bench.steps.run("rivals", lambda: {n: list(completed(where)) for n, where in at.items()})
+    def placements() -> dict[str, list[int]]:
+        found = {name: completed(where) for name, where in at.items()}
+        genomes = {name: list(each.path[-1][0]) for name, each in found.items()}
+        thumb = np.array([genomes[name] for name in rules])
+        return genomes | {
+            name: unbeaten(each, thumb, scorer=scorer)
+            for name, each in found.items()
+            if name.startswith("searched") and windows
+        }
+
+    rivals = bench.steps.run("rivals", placements)
     genomes = list(dict.fromkeys(tuple(genome) for genome in rivals.values()))
     bench.scores(net, genomes, name="under-supernet")
     for genome in genomes:
@@ -103,7 +121,7 @@ def summary(work: Path, seed: int, *, full: int, windows: int) -> dict[str, Any]
     kept = {n: s for n, s in scores.items() if not n.startswith(("random ", "layer "))}
     kept[RULES[-1]] = {m: float(np.mean([s[m] for s in drawn])) for m in drawn[0]}
     tasks = [m.removesuffix(".error") for m in drawn[0] if m.endswith(".error")]
-    own = kept[f"searched by {PLACED_BY[0]}"]
+    own = kept[SEARCHED]
     compared = {}
     for rule in RULES:
         gaps = {task: own[f"{task}.accuracy"] - kept[rule][f"{task}.accuracy"] for task in tasks}
@@ -157,7 +175,9 @@ def show(seeds: Mapping[str, Mapping[str, Any]]) -> None:
         for rule, c in seed["searched_against"].items():
             lost = ", ".join(c["lost_by_more_than_noise"]) or "nothing"
             print(f"  against {rule}: recall {100 * c['recall_gap']:+.0f} points, loses {lost}")
-        print(f"  {seed['layers']}")
+        for rival, at in seed["layers"].items():
+            if not rival.startswith(("random ", "layer ")):
+                print(f"  {rival}: full attention at {at['full']}, windows at {at['windows']}")
     after = ("recall.loss", "recall.accuracy", "mean_loss", "mean_accuracy", "kl")
     print(f"\n| score under the supernet | {' | '.join(after)} |\n|---|" + "---|" * len(after))
     for metric in ("recall.loss", "recall.accuracy", "mean_loss", "mean_accuracy", "kl", "feature_mse"):
@@ -166,34 +186,3 @@ def show(seeds: Mapping[str, Mapping[str, Any]]) -> None:
             for other in after
         ]
         print(f"| {metric} | {' | '.join(cells)} |")
-
-
-def plot(seeds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Accuracy of each placement on each task, a dot for each seed, a bar for their mean.
-
-    Compare arXiv 2508.15884, figure 5, where a searched placement stands beside a uniform one.
-    """
-    from matplotlib.figure import Figure
-
-    names = [f"searched by {PLACED_BY[0]}", *RULES]
-    scores = [[seed["scores"][name] for seed in seeds.values()] for name in names]
-    tasks = [m.removesuffix(".error") for m in scores[0][0] if m.endswith(".error")]
-    figure = Figure(figsize=(9, 2.2), layout="constrained")
-    metrics = {task: f"{task}.accuracy" for task in tasks} | {"mean": "mean_accuracy"}
-    for axes, (title, metric) in zip(
-        figure.subplots(1, len(metrics), sharey=True), metrics.items(), strict=True
-    ):
-        for row, of_seeds in enumerate(scores):
-            values = [100 * score[metric] for score in of_seeds]
-            color = "C3" if row == 0 else "C0"
-            axes.plot(values, [row] * len(values), "o", color=color, alpha=0.6, markersize=5, clip_on=False)
-            axes.plot(np.mean(values), row, "|", color="black", markersize=14)
-        axes.set_title(title, fontsize=10)
-        axes.set_yticks(range(len(names)), ["searched", *RULES])
-        axes.set_xlim(0, 102)
-        axes.set_xticks((0, 50, 100))
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.invert_yaxis()
-    figure.supxlabel("accuracy after equal training, %", fontsize=10)
-    figure.savefig(path, dpi=150)

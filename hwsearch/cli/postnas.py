@@ -73,6 +73,10 @@ _BLOCKS = "gated_delta_net,jet_block,gla"
 )  # fmt: skip
 @click.option("--window-objective", help="Metric that places sliding windows; default: the same.")
 @click.option(
+    "--guard/--no-guard", default=True, show_default=True,
+    help="Place windows so that no task falls behind uniform, first or last full attention, where that can be.",
+)  # fmt: skip
+@click.option(
     "--metric", default="mean_loss", show_default=True, help="Metric that compares blocks and shapes."
 )
 @click.option("--width", default=4, show_default=True, type=click.IntRange(min=1), help="Of the beam.")
@@ -113,6 +117,7 @@ def command(
     blocks: str,
     objective: str,
     window_objective: str | None,
+    guard: bool,
     metric: str,
     width: int,
     steps_a: int,
@@ -172,6 +177,7 @@ def command(
         blocks=tuple(name.strip() for name in blocks.split(",")),
         objective=objective,
         window_objective=window_objective or objective,
+        guarded=guard,
         metric=metric,
         width=width,
         supernet=SupernetSettings(

@@ -21,7 +21,7 @@ from hwsearch.surrogate.scoring import Scorer
 from hwsearch.surrogate.supernet_folder import SupernetFolder
 from hwsearch.surrogate.training import Progress
 
-__all__ = ["Placement", "grown"]
+__all__ = ["Placement", "grown", "rule_placements", "unbeaten"]
 
 Genome = NDArray[np.int64]
 
@@ -78,15 +78,37 @@ class Placement:
         return _content(found, metric)
 
     def windows(self, genome: Genome) -> Mapping[str, Any]:
-        """The layers that get sliding window attention, full attention (layers,) kept where it is."""
+        """The layers that get sliding window attention, full attention (layers,) kept where it is.
+
+        Beside it what uniform, first and last full-attention layers come to, with windows searched for in the same way.
+        """
         if not self.plan.windows:
-            return {"genome": genome.tolist(), "metric": None, "evaluations": 0, "path": []}
-        metric = self.plan.window_objective
-        found = grown(
-            genome, kind="sliding_window_attention", count=self.plan.windows, metric=metric,
-            width=self.plan.width, scorer=self._scorer(), space=self.space,
-        )  # fmt: skip
-        return _content(found, metric)
+            return {"genome": genome.tolist(), "metric": None, "evaluations": 0, "path": [], "compared": {}}
+        metric, scorer = self.plan.window_objective, self._scorer()
+
+        def searched(start: Genome) -> BeamResult:
+            return grown(
+                start, kind="sliding_window_attention", count=self.plan.windows, metric=metric,
+                width=self.plan.width, scorer=scorer, space=self.space,
+            )  # fmt: skip
+
+        found = searched(genome)
+        placements = {"searched": list(found.path[-1][0])}
+        for name, layers in rule_placements(self.space.num_layers, self.plan.full).items():
+            start = np.full(self.space.num_layers, self.linear)
+            start[layers] = self.space.kinds.index("full_attention")
+            placements[name] = list(searched(start).path[-1][0])
+        chosen = placements["searched"]
+        if self.plan.guarded:
+            rules = [placement for name, placement in placements.items() if name != "searched"]
+            chosen = placements["guarded"] = unbeaten(found, np.array(rules), scorer=scorer)
+        scores = scorer.scores(np.array(list(placements.values())))
+        compared = {
+            name: {"genome": placement, "value": score.value(metric), "score": score_content(score)}
+            for (name, placement), score in zip(placements.items(), scores, strict=True)
+        }
+        value = scores[list(placements.values()).index(chosen)].value(metric)
+        return {**_content(found, metric), "genome": chosen, "value": value, "compared": compared}
 
     @property
     def linear(self) -> int:
@@ -124,6 +146,37 @@ def grown(
 
     problem = Problem(inside, objectives=(Objective(metric, cost=cost, tier="expensive"),))
     return beam_search(problem, start=genome, choices=[space.kinds.index(kind)], steps=count, width=width)
+
+
+def rule_placements(layers: int, count: int) -> dict[str, list[int]]:
+    """Where rules of thumb put `count` full-attention layers: spread evenly, the first, the last."""
+    return {
+        "uniform": [round((i + 0.5) * layers / count - 0.5) for i in range(count)],
+        "first": list(range(count)),
+        "last": list(range(layers - count, layers)),
+    }
+
+
+def unbeaten(found: BeamResult, rivals: Genome, *, scorer: Scorer) -> list[int]:
+    """Of the placements that a search ended with, the one that falls least short of the rivals (n, layers) on any task.
+
+    Falling short is measured in accuracy under the scorer's supernet, against the best rival on each task; placements
+    that do so equally, as those that never do, are told apart by what was searched for. A mean over tasks buys one
+    task with another; this keeps it from paying with a task that a rule of thumb would have kept.
+    """
+    start, end = (np.array(found.path[at][0]) for at in (0, -1))
+    ended = (found.genomes != start).sum(axis=1) == (end != start).sum()
+    genomes, costs = found.genomes[ended], found.costs[ended, 0]
+    own, best = _accuracies(scorer, genomes), _accuracies(scorer, rivals).max(axis=0)
+    short = np.maximum(best - own, 0).max(axis=1, initial=0)
+    chosen: list[int] = genomes[np.lexsort((costs, short))[0]].tolist()
+    return chosen
+
+
+def _accuracies(scorer: Scorer, genomes: Genome) -> NDArray[np.float64]:
+    """(n, tasks)"""
+    scores = scorer.scores(genomes)
+    return np.array([[task.accuracy for task in s.tasks.values()] for s in scores]).reshape(len(scores), -1)
 
 
 def _content(found: BeamResult, metric: str) -> Mapping[str, Any]:

@@ -22,7 +22,8 @@ class Plan:
 
     sources: text files, or one folder of a packed corpus. full, windows: how many layers get full attention and
     sliding window attention. objective, window_objective: metrics of `Score.value` that place them; metric: the one
-    by which blocks and shapes are compared. candidate: how blocks and shapes are trained. items: of each task for
+    by which blocks and shapes are compared. guarded: whether windows must not fall behind rules of thumb on any task,
+    see `postnas_placement.unbeaten`. candidate: how blocks and shapes are trained. items: of each task for
     every choice; the rest of the items judges the result.
     """
 
@@ -33,6 +34,7 @@ class Plan:
     blocks: tuple[str, ...]
     objective: str
     window_objective: str
+    guarded: bool
     metric: str
     width: int
     supernet: SupernetSettings

@@ -8,8 +8,11 @@ from typing import Any
 
 from hwsearch.errors import OutputError
 from hwsearch.pipeline.postnas import Postnas
+from hwsearch.pipeline.postnas_plan import Plan
 
 __all__ = ["write_report"]
+
+_SOFTMAX = ("full_attention", "sliding_window_attention")
 
 
 def write_report(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -> Path:
@@ -35,6 +38,22 @@ def _latency(row: Mapping[str, Any]) -> str:
     return f"{row['latency_ms']:.3f} ({row['latency_ms_low']:.3f} to {row['latency_ms_high']:.3f})"
 
 
+def _at(genome: Sequence[int], kind: str, kinds: Sequence[str]) -> str:
+    return ", ".join(str(i) for i, choice in enumerate(genome) if kinds[choice] == kind) or "no layer"
+
+
+def _windows(rows: Sequence[Sequence[object]], tasks: Sequence[str], plan: Plan) -> list[str]:
+    return [
+        "## Sliding windows",
+        "",
+        f"Searched by {plan.window_objective} around the full attention found, and around where rules of thumb would "
+        "have put as many layers; guarded: of all that the search ended with, what falls least behind the rules on any "
+        "task. Accuracies in percent under the supernet, nothing trained alone:",
+        "",
+        *_table(["placement", "full attention", "windows", *tasks, plan.window_objective], rows),
+    ]
+
+
 def _lines(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -> list[str]:
     plan, base = postnas.plan, postnas.checkpoint.base
     tasks = list(found["export"]["teacher"]["tasks"])
@@ -50,6 +69,15 @@ def _lines(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -
             f"{value:.4f}",
         ]
         for size, (genome, value) in enumerate(found["placement"]["path"])
+    ]
+    windows = [
+        [
+            name + (" (chosen)" if row["genome"] == where else ""),
+            *(_at(row["genome"], kind, postnas.space.kinds) for kind in _SOFTMAX),
+            *_accuracies(row["score"]),
+            f"{row['value']:.4f}",
+        ]
+        for name, row in found["windows"]["compared"].items()
     ]
     blocks = [
         [
@@ -128,6 +156,7 @@ def _lines(postnas: Postnas, found: Mapping[str, Any], *, heatmap: str | None) -
         f"Beam search, width {plan.width}, {found['placement']['evaluations']} scores, by {plan.objective}:",
         "",
         *_table(["full attention", "layers", plan.objective], placement),
+        *(_windows(windows, tasks, plan) if windows else []),
         "## Blocks",
         "",
         *_table(["block", *tasks, plan.metric, "tokens/s", "training tokens/s"], blocks),

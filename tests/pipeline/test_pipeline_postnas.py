@@ -46,6 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
         blocks=("gated_delta_net", "gla"),
         objective="pairs.loss",
         window_objective="mean_loss",
+        guarded=True,
         metric="mean_loss",
         width=2,
         supernet=SupernetSettings(recipe=RECIPE, batch=4, length=16),
@@ -100,6 +101,11 @@ def test_the_steps_find_what_they_say(whole: tuple[Postnas, dict[str, Any]]) -> 
     placed, windowed = (np.array(found[step]["genome"]) for step in ("placement", "windows"))
     assert (placed == full).sum() == 1
     assert windowed[placed == full].tolist() == [full]
+    compared = found["windows"]["compared"]
+    assert set(compared) == {"searched", "uniform", "first", "last", "guarded"}
+    assert compared["guarded"]["genome"] == windowed.tolist()
+    for rival in compared.values():
+        assert sorted(rival["genome"]) == sorted(windowed.tolist())
     assert [row["block"] for row in found["blocks"]["rows"]] == ["gated_delta_net", "gla"]
     rows = found["grid"]["rows"]
     assert len({row["cache_bytes_per_sequence"] for row in rows}) == 1
@@ -115,7 +121,14 @@ def test_the_report_shows_every_step_and_its_sweep_can_be_searched_with(
 ) -> None:
     postnas, found = whole
     text = write_report(postnas, found, heatmap=None).read_text()
-    for title in ("## Result", "## Importance", "## Placement", "## Blocks", "## Shapes of equal cache"):
+    for title in (
+        "## Result",
+        "## Importance",
+        "## Placement",
+        "## Sliding windows",
+        "## Blocks",
+        "## Shapes of equal cache",
+    ):
         assert title in text
     assert "(chosen)" in text
     base = postnas.checkpoint.base
