@@ -268,16 +268,23 @@ def check_standing_alone(space: SearchSpace) -> None:
 def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: DeviceSpec) -> list[Block]:
     """The blocks that a space's models are made of and a mix of them, at the sizes that a device tells apart.
 
+    A layer so large that one copy of it is all that most models go through is also asked for among two of its kind and
+    among as many as a model has layers: alone it would be found in the last cache.
     Raises InputError for a layer that cannot stand alone.
     """
     check_standing_alone(space)
+    most_bytes = _CACHES * device.l2_bytes
     asked: dict[Block, None] = {}
     for workload in workloads:
         blocks = blocks_of_space(space, [workload])
         if len(space.choices) > 1:
             blocks.append(mix_of_space(space, workload))
-        sizes = pass_bytes_of_space(space, workload, most_bytes=_CACHES * device.l2_bytes)
+        sizes = pass_bytes_of_space(space, workload, most_bytes=most_bytes)
         asked |= dict.fromkeys(block.among(size) for block in blocks for size in sizes)
+        for block in blocks:
+            own = block.weight_bytes + block.state_bytes
+            if block.layer is not None and sizes[-1] < 2 * own <= most_bytes:
+                asked |= dict.fromkeys(block.among(count * own) for count in (2, space.num_layers))
     return list(asked)
 
 

@@ -18,7 +18,7 @@ from hwsearch.searchspace.block import Block, blocks_of, pass_bytes_of, pass_byt
 from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
-from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.space import CountLimit, SearchSpace
 from hwsearch.searchspace.workload import Workload
 
 _DECODE = Workload(phase="decode", batch=8, context=4096, dtype="bfloat16")
@@ -75,6 +75,19 @@ def test_blocks_are_asked_for_at_the_sizes_of_the_space_and_no_larger_than_a_dev
         block.pass_bytes for block in asked_blocks(_SPACE, [_DECODE], device=small) if block.part == "frame"
     }
     assert max(size for size in cut if size is not None) <= 4 << 20 < sizes[-1]
+
+
+def test_a_layer_larger_than_most_models_is_asked_for_among_its_own_kind() -> None:
+    def copies(space: SearchSpace, l2_bytes: int = _DEVICE.l2_bytes) -> set[int]:
+        device = dataclasses.replace(_DEVICE, l2_bytes=l2_bytes)
+        return {b.copies for b in asked_blocks(space, [_DECODE], device=device) if b.part == "full_attention"}
+
+    rare = _SPACE.limit("full_attention", CountLimit(at_most=1))
+    assert copies(rare) == {1, 2, 4}
+    _, attention, _ = _blocks()
+    usual = {attention.among(size).copies for size in pass_bytes_of_space(_SPACE, _DECODE)}
+    assert copies(_SPACE) == usual  # among two it is in models of the space anyway
+    assert copies(rare, l2_bytes=1 << 20) == {1}  # one copy is far beyond the cache
 
 
 def test_a_model_is_predicted_at_what_it_goes_through() -> None:
