@@ -18,7 +18,7 @@ from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.blocks import BlockTable
+from hwsearch.pipeline.blocks import BlockTable, BlockTime
 from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
 from hwsearch.searchspace.workload import Workload
@@ -36,7 +36,7 @@ _ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
 class BenchRow:
     """A workload measured and predicted, in milliseconds; None where there is nothing to predict from.
 
-    low_ms, high_ms: the fastest and the slowest visit. predicted_ms: from measured blocks where they cover the
+    low_ms, high_ms: the fastest and the slowest visit. predicted: from measured blocks where they cover the
     architecture, else from operators; `predicted_from` says which.
     """
 
@@ -44,8 +44,8 @@ class BenchRow:
     measured_ms: float
     low_ms: float
     high_ms: float
-    from_blocks_ms: float | None
-    from_operators_ms: float | None
+    from_blocks: BlockTime | None
+    from_operators: BlockTime | None
     peak_memory_bytes: int | None
     state_bytes: int
     kernel: str
@@ -55,18 +55,24 @@ class BenchRow:
 
     @property
     def predicted_from(self) -> str | None:
-        if self.from_blocks_ms is not None:
+        if self.from_blocks is not None:
             return "blocks"
-        return None if self.from_operators_ms is None else "operators"
+        return None if self.from_operators is None else "operators"
 
     @property
-    def predicted_ms(self) -> float | None:
-        return self.from_blocks_ms if self.from_blocks_ms is not None else self.from_operators_ms
+    def predicted(self) -> BlockTime | None:
+        return self.from_blocks or self.from_operators
+
+    @property
+    def within_interval(self) -> bool | None:
+        """Whether what was measured lies in the prediction's 90% interval."""
+        found = self.predicted
+        return None if found is None else found.low_ms <= self.measured_ms <= found.high_ms
 
     @property
     def error_percent(self) -> float | None:
         """Of the prediction, relative to what was measured."""
-        return None if self.predicted_ms is None else 100 * (self.predicted_ms / self.measured_ms - 1)
+        return None if self.predicted is None else 100 * (self.predicted.median_ms / self.measured_ms - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +155,8 @@ def _row(
         measured_ms=statistics.median(medians),
         low_ms=min(medians),
         high_ms=max(medians),
-        from_blocks_ms=_from_blocks(architecture, workload, blocks, notes),
-        from_operators_ms=_from_operators(architecture, workload, model, notes, eager=eager),
+        from_blocks=_from_blocks(architecture, workload, blocks, notes),
+        from_operators=_from_operators(architecture, workload, model, notes, eager=eager),
         peak_memory_bytes=max((t.peak_memory_bytes or 0 for t in times), default=0) or None,
         state_bytes=times[0].state_bytes,
         kernel=times[0].kernel,
@@ -210,21 +216,22 @@ def _one_dtype(workloads: Sequence[Workload]) -> str:
 
 def _from_blocks(
     architecture: Architecture, workload: Workload, blocks: BlockTable | None, notes: list[str]
-) -> float | None:
+) -> BlockTime | None:
     if blocks is None:
         return None
     missing = blocks.missing(architecture, workload)
     if missing:
         notes.append(f"{workload}: {len(missing)} blocks are not measured, the first is {missing[0]}")
         return None
-    return blocks.predict(architecture, workload).median_ms
+    return blocks.predict(architecture, workload)
 
 
 def _from_operators(
     architecture: Architecture, workload: Workload, model: CostModel | None, notes: list[str], *, eager: bool
-) -> float | None:
+) -> BlockTime | None:
     if model is None:
         return None
     cost = model_cost(architecture, workload, model=model, host=ENGINE_EAGER if eager else ENGINE)
     notes += cost.notes
-    return cost.latency.median_ms
+    found = cost.latency
+    return BlockTime(median_ms=found.median_ms, low_ms=found.low_ms, high_ms=found.high_ms)
