@@ -80,6 +80,7 @@ def command(
         return
     rows, blocks = load_rows(file, unit=unit, ceilings=ceilings), load_blocks(file)
     if source is not None:
+        rows = rows.without_small(LEAST_JUDGED, lent=source.families.keys())
         with working("transferring"):
             model, gates = transfer_rows(rows, source=source, seed=seed)
         _finish(model, source, gates, rows, blocks, output=output, as_json=as_json)
@@ -165,10 +166,8 @@ def _print_blocks(blocks: BlockTable | None, *, to: Console) -> None:
         within = f"90% of models within {math.expm1(found.half_width):.1%}"
         said = f"{found.mixes} mixes of layers take {found.factor:.3f} times their layers' sum"
         if not found.known:
-            said, within = (
-                "too few mixes of layers to say how they add up",
-                f"{within}, by repeated visits alone",
-            )
+            said = "too few mixes of layers to say how they add up (hwsearch profile --space measures six)"
+            within = f"{within}, by repeated visits alone"
         to.print(f"  {workload}: {said}; {within}", highlight=False)
 
 
