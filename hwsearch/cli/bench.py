@@ -168,6 +168,7 @@ def _row_json(row: BenchRow) -> dict[str, Any]:
         "kernel": row.kernel,
         "marks": list(row.marks),
         "reference_ms": row.reference_ms,
+        "machine_percent": None if row.machine is None else 100 * (row.machine - 1),
         "notes": list(row.notes),
     }
 

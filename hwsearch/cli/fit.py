@@ -167,7 +167,7 @@ def _print_blocks(blocks: BlockTable | None, *, to: Console) -> None:
         said = f"{found.mixes} mixes of layers take {found.factor:.3f} times their layers' sum"
         if not found.known:
             said = "too few mixes of layers to say how they add up (hwsearch profile --space measures six)"
-            within = f"{within}, by repeated visits alone"
+            within = f"{within}: assumed, or by repeated visits"
         to.print(f"  {workload}: {said}; {within}", highlight=False)
 
 

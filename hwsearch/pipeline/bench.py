@@ -21,6 +21,7 @@ from hwsearch.errors import InputError
 from hwsearch.pipeline.blocks import BlockTable, BlockTime
 from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.block import Block, pass_bytes_of
 from hwsearch.searchspace.workload import Workload
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchRow", "LargestBatch", "bench_architectures", "bench_largest_batch"]
 
 _ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
+_ANOTHER_MIX = 0.1  # of a mix, of which either side was visited a few times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class BenchRow:
     """A workload measured and predicted, in milliseconds; None where there is nothing to predict from.
 
     low_ms, high_ms: the fastest and the slowest visit. predicted: from measured blocks where they cover the
-    architecture, else from operators; `predicted_from` says which.
+    architecture, else from operators; `predicted_from` says which. machine: what mixes of measured layers take now over
+    what they took when the blocks were measured; None where the blocks hold none.
     """
 
     workload: Workload
@@ -51,6 +54,7 @@ class BenchRow:
     kernel: str
     marks: tuple[str, ...]
     reference_ms: float | None
+    machine: float | None
     notes: tuple[str, ...]
 
     @property
@@ -101,7 +105,8 @@ def bench_architectures(
     """Measure architectures at workloads of one dtype and compare: for each architecture its rows, one a workload.
 
     Rounds go through all of them, each in another random order: what the machine does to some of the visits, it does to
-    every architecture alike. A model is built anew for each round, so that only one is in memory.
+    every architecture alike. A model is built anew for each round, so that only one is in memory. Mixes of layers that
+    the blocks hold are measured again among them, one a round: how far the machine has changed since.
     Raises InputError for a device that is not there, workloads of several dtypes, and a mixer without a module.
     """
     from hwsearch.profilers.environment import torch_device
@@ -111,16 +116,50 @@ def bench_architectures(
     bench = WholeBench(
         target, dtype=_one_dtype(workloads), backend=cast("Backend", backend), execution=execution
     )
+    comparable = blocks is not None and (blocks.backend, blocks.execution) == (backend, execution)
+    mixes = _mixes(blocks, architectures, workloads) if blocks is not None and comparable else {}
     found: list[dict[Workload, list[WholeTime]]] = [{w: [] for w in workloads} for _ in architectures]
+    changed: dict[Workload, list[float]] = {w: [] for w in mixes}
     for number in range(visits):
         for place in np.random.default_rng([seed, number]).permutation(len(architectures)):
             _visit(bench, architectures[place], found[place], seed=seed + number, on_visit=on_visit)
             bench.release()
+        for workload, known in mixes.items():
+            mix, then_ms = known[number % len(known)]
+            changed[workload].append(bench.visit(mix, seed=seed + number).median_ms / then_ms)
+            bench.release()
     eager = target.type == "cuda" and execution == "eager"
+    other = "" if blocks is None or comparable else f"{blocks.backend}, {blocks.execution}"
     return [
-        [_row(architecture, workload, taken, model, blocks, eager=eager) for workload, taken in times.items()]
+        [
+            _row(
+                architecture,
+                workload,
+                taken,
+                model,
+                blocks,
+                machine=statistics.median(changed[workload]) if workload in changed else None,
+                other_setup=other,
+                eager=eager,
+            )
+            for workload, taken in times.items()
+        ]
         for architecture, times in zip(architectures, found, strict=True)
     ]
+
+
+def _mixes(
+    blocks: BlockTable, architectures: Sequence[Architecture], workloads: Sequence[Workload]
+) -> dict[Workload, list[tuple[Block, float]]]:
+    """Measured mixes as large as the architectures are, and their milliseconds, for each workload that has any."""
+    hidden_size = architectures[0].base.hidden_size
+    found = {}
+    for workload in workloads:
+        through = statistics.geometric_mean(pass_bytes_of(each, workload) for each in architectures)
+        mixes = blocks.mixes(hidden_size, workload, near_bytes=round(through))
+        if mixes:
+            found[workload] = [(mix, blocks.times[mix].median_ms) for mix in mixes]
+    return found
 
 
 def _visit(
@@ -146,9 +185,18 @@ def _row(
     model: CostModel | None,
     blocks: BlockTable | None,
     *,
+    machine: float | None,
+    other_setup: str,
     eager: bool,
 ) -> BenchRow:
     notes: list[str] = []
+    if other_setup:
+        notes.append(f"the blocks were measured with another backend or execution ({other_setup}) than this")
+    if machine is not None and abs(machine - 1) > _ANOTHER_MIX:
+        notes.append(
+            f"{workload}: mixes of the measured layers take {machine:.2f} times what they took when the blocks were "
+            "measured: the machine has changed, and predictions may miss by as much; measure both in one go"
+        )
     medians = [time.median_ms for time in times]
     return BenchRow(
         workload=workload,
@@ -161,7 +209,8 @@ def _row(
         state_bytes=times[0].state_bytes,
         kernel=times[0].kernel,
         marks=tuple(sorted({mark for time in times for mark in time.marks})),
-        reference_ms=_reference(times, blocks, notes),
+        reference_ms=_reference(times, None if machine else blocks, notes),
+        machine=machine,
         notes=tuple(notes),
     )
 

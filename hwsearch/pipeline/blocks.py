@@ -180,6 +180,15 @@ class BlockTable:
                     mixes.append((low, middle, high))
         return compose(mixes, visited)
 
+    def mixes(self, hidden_size: int, workload: Workload, *, near_bytes: int) -> list[Block]:
+        """The mixes of a hidden size at a workload, those first that go through nearest to so many bytes."""
+        found = [
+            block
+            for block in self.times
+            if block.mix and (block.hidden_size, block.workload) == (hidden_size, workload)
+        ]
+        return sorted(found, key=lambda mix: abs(math.log((mix.pass_bytes or 1) / near_bytes)))
+
     def _alone(self, layer: LayerSpec, mix: Block) -> Block | None:
         """A mix's layer as a block of its own; None where it is not measured."""
         for stretched in (mix.stretched_rope, False):

@@ -21,6 +21,9 @@ from scipy.special import stdtrit
 __all__ = ["Composition", "compose"]
 
 _LEAST_MIXES = 3
+_ASSUMED = math.log(
+    1.1
+)  # half-width where too few mixes say how layers add up: the error that whole models are held to
 _QUANTILE = 0.95  # of both ends: 90% lie between
 
 Visits = tuple[float, float, float]
@@ -30,7 +33,7 @@ Visits = tuple[float, float, float]
 class Composition:
     """factor: of layers among others over layers among their like. half_width: of the 90% interval, in logarithms.
 
-    mixes: how many say so; with fewer than three of them the interval knows of visits alone.
+    mixes: how many say so; with fewer than three of them 10% are assumed, or more where visits scatter more.
     """
 
     factor: float
@@ -55,7 +58,7 @@ def compose(mixes: Sequence[Visits], layers: Sequence[Visits]) -> Composition:
     if known < _LEAST_MIXES:
         # Three visits stand behind each layer, and as many layers behind their spread that it is as good as known.
         half_width = float(stdtrit(math.inf, _QUANTILE)) * math.sqrt(between_visits * (1 + 1 / 3))
-        return Composition(factor=factor, half_width=half_width, mixes=known)
+        return Composition(factor=factor, half_width=max(_ASSUMED, half_width), mixes=known)
     scatter = float((np.log(np.array(mixes) / factor) ** 2).mean(axis=1).sum()) / (known - 1)
     quantile = float(stdtrit(known - 1, _QUANTILE)) * math.sqrt(1 + 1 / known)
     return Composition(

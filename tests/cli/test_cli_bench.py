@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -65,6 +66,10 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         assert phase["predicted_from"] == "blocks"
         error = 100 * (phase["predicted_ms"] / phase["measured_ms"] - 1)
         assert phase["error_percent"] == pytest.approx(error)
+        assert phase["predicted_ms_low"] < phase["predicted_ms"] < phase["predicted_ms_high"]
+        within = phase["predicted_ms_low"] <= phase["measured_ms"] <= phase["predicted_ms_high"]
+        assert phase["within_interval"] == within
+        assert phase["machine_percent"] > -100
     table = load_blocks(folder / "tiny.db")
     assert table is not None
     assert len(table.times) == 2 * (2 + 1 + 2)
@@ -75,6 +80,22 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         )
         # Either mix holds both layers once, as the model does.
         assert table.predict(architecture, workload).median_ms == pytest.approx(frame + np.mean(mixes))
+
+    # On a machine that was ten times as slow when it was measured, mixes say so.
+    slow = {
+        block: dataclasses.replace(t, median_ms=10 * t.median_ms) if block.mix else t
+        for block, t in table.times.items()
+    }
+    ((row, _),) = bench_architectures(
+        [architecture], table.workloads, device="cpu", blocks=dataclasses.replace(table, times=slow), visits=1
+    )
+    assert row.machine is not None
+    assert row.machine < 0.9
+    assert any("the machine has changed" in text for text in row.notes)
+    other = dataclasses.replace(table, backend="triton")
+    ((row, _),) = bench_architectures([architecture], table.workloads, device="cpu", blocks=other, visits=1)
+    assert row.machine is None
+    assert "another backend or execution (triton, eager)" in row.notes[0]
 
     (alone,) = hwsearch(*command, "--json").json["architectures"]
     assert alone["phases"][0]["predicted_ms"] is None
