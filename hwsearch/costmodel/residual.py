@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hwsearch.costmodel.gp import GP, GPRecipe, fit_gp
 from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
 
-__all__ = ["Residual", "cross_fit", "fit_residual"]
+__all__ = ["Residual", "cross_fit", "fit_residual", "learns_sensitivities"]
 
 FloatArray = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -84,6 +84,12 @@ def fit_residual(features: Features, target: FloatArray, *, kind: str, share: fl
         np.concatenate([rest.leaf * np.float32(share), own.leaf * np.float32(1 - share)]),
     )
     return Residual(both, gp, share)
+
+
+def learns_sensitivities(kind: str, rows: int) -> bool:
+    """Whether the form's sensitivities to its constants are inputs beside the features: they say what a kernel's time
+    is made of, which few rows do not."""
+    return kind in _JUMPING and rows < _MEDIUM_ROWS
 
 
 def _recipe(kind: str, rows: int) -> TreesRecipe:
