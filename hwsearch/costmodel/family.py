@@ -14,7 +14,7 @@ from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
 from hwsearch.costmodel.neighbours import Neighbours, fit_neighbours, row_keys
 from hwsearch.costmodel.region import Region, fit_region, shape_axes
-from hwsearch.costmodel.residual import Residual, cross_fit, fit_residual, learns_sensitivities
+from hwsearch.costmodel.residual import CrossFit, Residual, cross_fit, fit_residual, learns_sensitivities
 from hwsearch.costmodel.stress import widened
 from hwsearch.costmodel.tables import Table
 from hwsearch.errors import DataError
@@ -25,6 +25,7 @@ __all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 
 FloatArray = NDArray[np.float64]
 _FOLDS = 3
+_STEPS_AGAIN = 12  # of the second calibration
 _LEAST_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
 _LEAST_ALONE = 1.0  # factor of the half-width for a shape (heads, widths) that was not measured
 
@@ -132,17 +133,39 @@ def family_from_state(
 
 
 def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Family:
-    """Fit one family on a table: constants, residual on every row, intervals from cross-fitted residuals."""
-    c = table.columns
+    """Fit one family on a table: constants, residual on every row, intervals from cross-fitted residuals.
+
+    Where sensitivities are learned, the constants are fitted again beside what a residual expects of each row that
+    had not seen it: what is no constant's doing then pulls at none.
+    """
+    features = feature_matrix(table.kind, table.columns, device=device, size=size)
     constants = fit_constants(table, device=device, size=size, seed=seed)
-    features = feature_matrix(table.kind, c, device=device, size=size)
-    analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
-    target = np.log(table.latency_ms / analytic)
     sensitive = learns_sensitivities(table.kind, len(table))
-    inputs = features
+
+    def learned() -> tuple[NDArray[np.float32], FloatArray, CrossFit]:
+        c = table.columns
+        inputs = features
+        if sensitive:
+            inputs = _with_sensitivities(
+                features, table.kind, c, device=device, size=size, constants=constants
+            )
+        analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
+        target = np.log(table.latency_ms / analytic)
+        return inputs, target, cross_fit(inputs, target, kind=table.kind, folds=_FOLDS, seed=seed)
+
+    inputs, target, crossed = learned()
     if sensitive:
-        inputs = _with_sensitivities(features, table.kind, c, device=device, size=size, constants=constants)
-    crossed = cross_fit(inputs, target, kind=table.kind, folds=_FOLDS, seed=seed)
+        constants = fit_constants(
+            table,
+            device=device,
+            size=size,
+            seed=seed,
+            starts=1,
+            steps=_STEPS_AGAIN,
+            begin=constants,
+            beside=crossed.predicted,
+        )
+        inputs, target, crossed = learned()
     neighbours, left, surroundings = fit_neighbours(
         table.dims, features, target, crossed.predicted, fold=crossed.fold, seed=seed
     )
@@ -156,7 +179,7 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
         sensitive=sensitive,
         neighbours=neighbours,
         spread=widened(spread, table, device=device, size=size, seed=seed),
-        region=fit_region(table.kind, c, size=size),
+        region=fit_region(table.kind, table.columns, size=size),
     )
 
 
