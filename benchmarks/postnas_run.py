@@ -88,6 +88,7 @@ def run(work: Path, teacher: Path, *, workload: str, share: float, seed: int, fu
         "within_interval": prediction["latency_ms_low"]
         <= after["measured_ms"]
         <= prediction["latency_ms_high"],
+        "teacher_predicted_ms": [before[f"predicted_ms{end}"] for end in ("", "_low", "_high")],
         "over_budget": after["measured_ms"] / budget - 1,
         "teacher_measured_ms": before["measured_ms"],
         "speed_up": before["measured_ms"] / after["measured_ms"],

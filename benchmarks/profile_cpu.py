@@ -6,8 +6,8 @@
 2. A full profile of the `postnas` space over a small base (hidden size 256, 6 layers), fit, and held-out errors, with
    the time that they took.
 3. Ten random architectures of that space, none of which the fit has seen, measured whole in turn (`hwsearch bench` of
-   all ten) and compared with their predictions, prefill and decode; and all measured once more by another process
-   after it: how well one measurement predicts the next is as well as anything can predict it.
+   all ten) and compared with their predictions and 90% intervals, prefill and decode; and all measured once more by
+   another process after it: how well one measurement predicts the next is as well as anything can predict it.
 
 Every step is a command that a user would type, in a process of its own. Steps that are done are not done again: kill it
 and call it again to go on, or delete --work to start over. The last line printed is the result as JSON.
@@ -42,6 +42,7 @@ KEPT = (
     "predicted_ms_from_operators",
     "predicted_from",
     "error_percent",
+    "within_interval",
     "reference_ms",
     "marks",
 )
@@ -151,6 +152,8 @@ def whole_models(work: Path) -> dict[str, Any]:
             **{
                 name: _agreement(once, [row[name] for row in rows]) for name in KEPT if "predicted_ms" in name
             },
+            "within_interval": sum(row["within_interval"] for row in rows),
+            "measured_again_within_interval": sum(phases[place]["within_interval"] for phases in again),
             "measured_again_ms": _agreement(once, twice),
             "architectures": [{**row, "measured_again_ms": ms} for row, ms in zip(rows, twice, strict=True)],
         }

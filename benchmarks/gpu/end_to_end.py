@@ -139,7 +139,8 @@ def _measured(
                 str(row.workload): {
                     "mixers": dict(architecture.count()),
                     "measured_ms": row.measured_ms,
-                    "predicted_ms": row.predicted_ms,
+                    "predicted_ms": row.predicted and row.predicted.median_ms,
+                    "within_interval": row.within_interval,
                     "marks": list(row.marks),
                     "notes": list(row.notes),
                 }
@@ -162,6 +163,7 @@ def _agreement(rows: list[dict[str, Any]]) -> dict[str, float | int]:
         "bias_percent": float(error.mean()),
         "worst_percent": float(np.abs(error).max()),
         "rank_correlation": float(spearmanr(measured, predicted).statistic),
+        "within_interval": sum(row["within_interval"] for row in known),
     }
 
 

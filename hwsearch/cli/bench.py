@@ -148,22 +148,27 @@ def _predictors(cost_model: str | None) -> tuple[CostModel | None, BlockTable | 
 
 
 def _row_json(row: BenchRow) -> dict[str, Any]:
+    predicted, blocks, operators = row.predicted, row.from_blocks, row.from_operators
     return {
         "workload": str(row.workload),
         "phase": row.workload.phase,
         "measured_ms": row.measured_ms,
         "measured_ms_low": row.low_ms,
         "measured_ms_high": row.high_ms,
-        "predicted_ms": row.predicted_ms,
+        "predicted_ms": predicted and predicted.median_ms,
+        "predicted_ms_low": predicted and predicted.low_ms,
+        "predicted_ms_high": predicted and predicted.high_ms,
         "predicted_from": row.predicted_from,
-        "predicted_ms_from_blocks": row.from_blocks_ms,
-        "predicted_ms_from_operators": row.from_operators_ms,
+        "predicted_ms_from_blocks": blocks and blocks.median_ms,
+        "predicted_ms_from_operators": operators and operators.median_ms,
         "error_percent": row.error_percent,
+        "within_interval": row.within_interval,
         "state_bytes": row.state_bytes,
         "peak_memory_bytes": row.peak_memory_bytes,
         "kernel": row.kernel,
         "marks": list(row.marks),
         "reference_ms": row.reference_ms,
+        "machine_percent": None if row.machine is None else 100 * (row.machine - 1),
         "notes": list(row.notes),
     }
 
@@ -181,14 +186,24 @@ def _print(name: str, rows: list[BenchRow], batches: list[LargestBatch]) -> None
     to = console()
     if rows:
         shown = table(
-            name, "workload", "predicted from", "measured ms", "predicted ms", "error %", "marks", left=2
+            name,
+            "workload",
+            "predicted from",
+            "measured ms",
+            "predicted ms (90%)",
+            "error %",
+            "marks",
+            left=2,
         )
         for row in rows:
+            predicted = row.predicted
             shown.add_row(
                 str(row.workload),
                 row.predicted_from or "nothing: no --cost-model",
                 milliseconds(row.measured_ms, row.low_ms, row.high_ms),
-                "-" if row.predicted_ms is None else milliseconds(row.predicted_ms),
+                "-"
+                if predicted is None
+                else milliseconds(predicted.median_ms, predicted.low_ms, predicted.high_ms),
                 "-" if row.error_percent is None else f"{row.error_percent:+.1f}",
                 ", ".join(row.marks) or "-",
             )

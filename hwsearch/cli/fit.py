@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.storage import check_place
 from hwsearch.costmodel.transfer import Gate
 from hwsearch.errors import InputError
-from hwsearch.pipeline.blocks import load_blocks
+from hwsearch.pipeline.blocks import BlockTable, load_blocks
 from hwsearch.pipeline.models import carry_model, cost_model_named, fit_rows, transfer_rows
 from hwsearch.pipeline.rows import Rows, load_rows
 
@@ -75,13 +76,14 @@ def command(
             raise InputError(
                 "nothing to fit to: give FILE, or --from and --device-file to carry a model over"
             )
-        _finish(carry_model(source, device=ceilings), source, {}, None, output=output, as_json=as_json)
+        _finish(carry_model(source, device=ceilings), source, {}, None, None, output=output, as_json=as_json)
         return
-    rows = load_rows(file, unit=unit, ceilings=ceilings)
+    rows, blocks = load_rows(file, unit=unit, ceilings=ceilings), load_blocks(file)
     if source is not None:
+        rows = rows.without_small(LEAST_JUDGED, lent=source.families.keys())
         with working("transferring"):
             model, gates = transfer_rows(rows, source=source, seed=seed)
-        _finish(model, source, gates, rows, output=output, as_json=as_json)
+        _finish(model, source, gates, rows, blocks, output=output, as_json=as_json)
         return
     rows = rows.without_small(LEAST_JUDGED)
     with working("fitting"):
@@ -89,17 +91,12 @@ def command(
     with working("judging the recipe on held-out rows"):
         judged = evaluate(model, rows.tables, as_is=False, seed=seed)
     model = replace(model, held_out=judged.operators)
-    model.save(output)
-    blocks = load_blocks(file)
-    if blocks is not None:
-        blocks.save(output)
+    _save(model, blocks, output)
     if as_json:
-        measured = 0 if blocks is None else len(blocks.times)
-        emit_json({"model": str(output), "blocks": measured, **evaluation_json(judged, model, rows)})
+        emit_json({"model": str(output), **_blocks_json(blocks), **evaluation_json(judged, model, rows)})
         return
     print_evaluation(judged, rows, to=console())
-    if blocks is not None:
-        console().print(f"blocks measured whole: {len(blocks.times)}, kept as they are")
+    _print_blocks(blocks, to=console())
     console().print(f"model: {output}", markup=False)
 
 
@@ -108,18 +105,20 @@ def _finish(
     source: CostModel,
     gates: Mapping[str, Gate],
     rows: Rows | None,
+    blocks: BlockTable | None,
     *,
     output: Path,
     as_json: bool,
 ) -> None:
     """Save a transferred model and say what each kind took from the source."""
-    model.save(output)
+    _save(model, blocks, output)
     took = {kind: _took(kind, model, gates, rows) for kind in sorted(model.families)}
     if as_json:
         judged = Evaluation(how=_CROSSED, operators=model.held_out, regimes={}, worst=())
         emit_json(
             {
                 "model": str(output),
+                **_blocks_json(blocks),
                 **evaluation_json(judged, model, rows),
                 "source": {"device": source.device.name, "runtime": source.runtime},
                 "transfer": took,
@@ -132,7 +131,44 @@ def _finish(
         to.print(errors_table(f"Errors in percent: {_CROSSED}", model.held_out))
     if rows is not None:
         print_counts(rows.left_out, rows.merged, to=to)
+    _print_blocks(blocks, to=to)
     to.print(f"model: {output}", markup=False)
+
+
+def _save(model: CostModel, blocks: BlockTable | None, output: Path) -> None:
+    model.save(output)
+    if blocks is not None:
+        blocks.save(output)
+
+
+def _blocks_json(blocks: BlockTable | None) -> dict[str, Any]:
+    if blocks is None:
+        return {"blocks": 0, "adding_up": []}
+    adding_up = [
+        {
+            "workload": str(workload),
+            "mixes": found.mixes,
+            "factor": found.factor,
+            "interval_percent": 100 * math.expm1(found.half_width),
+        }
+        for workload, found in blocks.compositions
+    ]
+    return {"blocks": len(blocks.times), "adding_up": adding_up}
+
+
+def _print_blocks(blocks: BlockTable | None, *, to: Console) -> None:
+    if blocks is None:
+        return
+    to.print(
+        f"blocks measured whole: {len(blocks.times)}, kept as they are; models are predicted by their sum"
+    )
+    for workload, found in blocks.compositions:
+        within = f"90% of models within {math.expm1(found.half_width):.1%}"
+        said = f"{found.mixes} mixes of layers take {found.factor:.3f} times their layers' sum"
+        if not found.known:
+            said = "too few mixes of layers to say how they add up (hwsearch profile --space measures six)"
+            within = f"{within}: assumed, or by repeated visits"
+        to.print(f"  {workload}: {said}; {within}", highlight=False)
 
 
 def _took(kind: str, model: CostModel, gates: Mapping[str, Gate], rows: Rows | None) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
     if cost.predicted_from == "blocks":
         host = f"in the latency: as it was measured; in times by operator: {host}"
     lines = [
-        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, {_interval(cost)}; predicted, {what}"),
+        ("latency", f"{milliseconds(total, t.low_ms, t.high_ms)} ms, 90% interval; predicted, {what}"),
         ("throughput", f"{cost.throughput_tokens_per_s:,.0f} tokens/s"),
         ("host", host),
         (
@@ -183,12 +183,6 @@ def print_model_cost(cost: ModelCost, model: CostModel, *, to: Console) -> None:
         )
     for text in cost.notes:
         to.print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
-
-
-def _interval(cost: ModelCost) -> str:
-    return (
-        "90% interval" if cost.predicted_from == "operators" else "fastest and slowest visits to its layers"
-    )
 
 
 def _memory_parts(memory: Memory) -> str:

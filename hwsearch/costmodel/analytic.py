@@ -6,7 +6,8 @@ kind of kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from hwsearch.costmodel.forms.streaming import streaming
 from hwsearch.operators import Columns
 from hwsearch.records import DeviceSpec
 
-__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "form_with", "forms_of"]
+__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "form_with", "forms_of", "sensitivities"]
 
 FORMS: Mapping[str, Form] = {
     "gemm": GEMM,
@@ -65,6 +66,7 @@ FORMS: Mapping[str, Form] = {
     "moe": MOE,
 }
 
+_STEP = 1e-3  # of a constant's logarithm, for derivatives
 
 _OTHER_KERNELS: Mapping[str, tuple[Form, ...]] = {
     "gemm": (GEMM_POWERS_OF_TWO,),
@@ -88,3 +90,23 @@ def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constan
     form = form_with(kind, constants)
     assert form is not None, f"no form of {kind} has the constants {', '.join(sorted(constants))}"
     return 1e3 * form.seconds(c, device, size, constants)
+
+
+def sensitivities(
+    kind: str, c: Columns, *, device: DeviceSpec, size: int, constants: Constants
+) -> FloatArray:
+    """Derivatives (n, constants) of the form's log latency to the logarithms of its constants.
+
+    Kernels that the form chooses are held, so that one search serves all constants.
+    """
+    form = form_with(kind, constants)
+    assert form is not None, f"no form of {kind} has the constants {', '.join(sorted(constants))}"
+    seconds: Callable[[Constants], FloatArray] = partial(form.seconds, c, device, size)
+    if form.settled is not None:
+        seconds = form.settled(c, device, size, constants)
+    base = np.log(seconds(constants))
+    slopes = [
+        np.log(seconds({**constants, k.name: constants[k.name] * float(np.exp(_STEP))})) - base
+        for k in form.constants
+    ]
+    return np.stack(slopes, axis=1) / _STEP

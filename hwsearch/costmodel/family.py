@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import analytic_ms, form_with
+from hwsearch.costmodel.analytic import analytic_ms, form_with, sensitivities
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
 from hwsearch.costmodel.neighbours import Neighbours, fit_neighbours, row_keys
 from hwsearch.costmodel.region import Region, fit_region, shape_axes
-from hwsearch.costmodel.residual import Residual, cross_fit, fit_residual
+from hwsearch.costmodel.residual import CrossFit, Residual, cross_fit, fit_residual, learns_sensitivities
 from hwsearch.costmodel.stress import widened
 from hwsearch.costmodel.tables import Table
 from hwsearch.errors import DataError
-from hwsearch.operators import columns
+from hwsearch.operators import Columns, columns
 from hwsearch.records import DeviceSpec
 
 __all__ = ["Family", "FamilyPrediction", "family_from_state", "fit_family"]
 
 FloatArray = NDArray[np.float64]
 _FOLDS = 3
+_STEPS_AGAIN = 12  # of the second calibration
 _LEAST_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
 _LEAST_ALONE = 1.0  # factor of the half-width for a shape (heads, widths) that was not measured
 
@@ -40,11 +41,15 @@ class FamilyPrediction:
 
 @dataclass(frozen=True)
 class Family:
-    """A fitted family; `neighbours` also remember the operators it was fitted on."""
+    """A fitted family; `neighbours` also remember the operators it was fitted on.
+
+    sensitive: the residual's inputs are the features and the form's sensitivities to its constants.
+    """
 
     kind: str
     constants: Mapping[str, float]
     residual: Residual
+    sensitive: bool
     neighbours: Neighbours
     spread: Spread
     region: Region
@@ -60,7 +65,12 @@ class Family:
         features = feature_matrix(self.kind, c, device=device, size=size)
         excess = self.region.excess(c, size=size)
         analytic = analytic_ms(self.kind, c, device=device, size=size, constants=self.constants)
-        learned = self.residual.predict(features)
+        inputs = features
+        if self.sensitive:
+            inputs = _with_sensitivities(
+                features, self.kind, c, device=device, size=size, constants=self.constants
+            )
+        learned = self.residual.predict(inputs)
         correction, surroundings = self.neighbours.around(dims, features, learned)
         shape = shape_axes(self.kind)
         half_width = self.spread.half_width(
@@ -81,6 +91,7 @@ class Family:
             "rows": self.rows,
             "constants": dict(self.constants),
             "share": self.residual.share,
+            **({"sensitive": True} if self.sensitive else {}),
             "spread": self.spread.numbers(),
         }
         arrays: dict[str, NDArray[np.generic]] = {"region": np.stack([self.region.low, self.region.high])}
@@ -95,6 +106,7 @@ def family_from_state(
     *,
     constants: Mapping[str, float],
     share: float,
+    sensitive: bool,
     spread: Mapping[str, float],
     arrays: Mapping[str, NDArray[np.generic]],
 ) -> Family:
@@ -113,6 +125,7 @@ def family_from_state(
         kind=kind,
         constants=dict(constants),
         residual=Residual.from_arrays(part("residual."), share=share),
+        sensitive=sensitive,
         neighbours=Neighbours.from_arrays(part("neighbours.")),
         spread=Spread.from_state(spread, part("spread.")),
         region=Region(kind, low, high),
@@ -120,13 +133,39 @@ def family_from_state(
 
 
 def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Family:
-    """Fit one family on a table: constants, residual on every row, intervals from cross-fitted residuals."""
-    c = table.columns
+    """Fit one family on a table: constants, residual on every row, intervals from cross-fitted residuals.
+
+    Where sensitivities are learned, the constants are fitted again beside what a residual expects of each row that
+    had not seen it: what is no constant's doing then pulls at none.
+    """
+    features = feature_matrix(table.kind, table.columns, device=device, size=size)
     constants = fit_constants(table, device=device, size=size, seed=seed)
-    features = feature_matrix(table.kind, c, device=device, size=size)
-    analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
-    target = np.log(table.latency_ms / analytic)
-    crossed = cross_fit(features, target, kind=table.kind, folds=_FOLDS, seed=seed)
+    sensitive = learns_sensitivities(table.kind, len(table))
+
+    def learned() -> tuple[NDArray[np.float32], FloatArray, CrossFit]:
+        c = table.columns
+        inputs = features
+        if sensitive:
+            inputs = _with_sensitivities(
+                features, table.kind, c, device=device, size=size, constants=constants
+            )
+        analytic = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
+        target = np.log(table.latency_ms / analytic)
+        return inputs, target, cross_fit(inputs, target, kind=table.kind, folds=_FOLDS, seed=seed)
+
+    inputs, target, crossed = learned()
+    if sensitive:
+        constants = fit_constants(
+            table,
+            device=device,
+            size=size,
+            seed=seed,
+            starts=1,
+            steps=_STEPS_AGAIN,
+            begin=constants,
+            beside=crossed.predicted,
+        )
+        inputs, target, crossed = learned()
     neighbours, left, surroundings = fit_neighbours(
         table.dims, features, target, crossed.predicted, fold=crossed.fold, seed=seed
     )
@@ -136,8 +175,23 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     return Family(
         kind=table.kind,
         constants=constants,
-        residual=fit_residual(features, target, kind=table.kind, share=crossed.share, seed=seed),
+        residual=fit_residual(inputs, target, kind=table.kind, share=crossed.share, seed=seed),
+        sensitive=sensitive,
         neighbours=neighbours,
         spread=widened(spread, table, device=device, size=size, seed=seed),
-        region=fit_region(table.kind, c, size=size),
+        region=fit_region(table.kind, table.columns, size=size),
     )
+
+
+def _with_sensitivities(
+    features: NDArray[np.float32],
+    kind: str,
+    c: Columns,
+    *,
+    device: DeviceSpec,
+    size: int,
+    constants: Mapping[str, float],
+) -> NDArray[np.float32]:
+    """Features (n, F) and after them the form's sensitivities to its constants."""
+    slopes = sensitivities(kind, c, device=device, size=size, constants=constants)
+    return np.vstack([features.T, slopes.T.astype(np.float32)]).T

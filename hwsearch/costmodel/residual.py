@@ -6,12 +6,12 @@ then what is left is jumps between the library's kernels.
 
 Matrix products jump from few rows on, for their library picks among many kernels. There no share is best, and
 cross-validation weighs them instead of choosing (as in Yao et al. 2018, arXiv 1704.02030), and trees learn nearer the
-median, which jumps pull less.
+median, which jumps pull less: the mean of two ensembles, one nearer than the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hwsearch.costmodel.gp import GP, GPRecipe, fit_gp
 from hwsearch.costmodel.trees import Trees, TreesRecipe, fit_trees
 
-__all__ = ["Residual", "cross_fit", "fit_residual"]
+__all__ = ["CrossFit", "Residual", "cross_fit", "fit_residual", "learns_sensitivities"]
 
 FloatArray = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -31,7 +31,7 @@ _LARGE = TreesRecipe(trees=800, depth=8, rate=0.12, rows=0.4, features=0.5)
 _MEDIUM = TreesRecipe(trees=300, depth=6, rate=0.06)
 _SMALL = TreesRecipe(trees=200, depth=7, rate=0.06, features=0.4, smoothing=3.0)
 _JUMPING = frozenset({"gemm"})
-_JUMPING_CLIP = 0.85  # percentile of the residuals where the Huber bound lies
+_JUMPING_CLIPS = (0.85, 0.7)  # percentiles of the residuals where the Huber bounds lie
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 _SHARPNESS = 20  # power of one over its error by which a share weighs
 _EXACT = 1e-9  # keeps weights finite where nothing errs
@@ -71,33 +71,48 @@ def fit_residual(features: Features, target: FloatArray, *, kind: str, share: fl
     share 0: trees alone. share 1: a process, then trees on what it leaves. In between: the average of that and
     of trees alone, weighted by share.
     """
-    recipe = _recipe(kind, len(target))
     if not share:
-        return Residual(fit_trees(features, target, recipe=recipe, seed=seed), None, 0.0)
-    gp, rest = _smooth_then_trees(features, target, recipe, seed)
+        return Residual(_grown(features, target, kind=kind, seed=seed), None, 0.0)
+    gp, rest = _smooth_then_trees(features, target, kind=kind, seed=seed)
     if share == 1:
         return Residual(rest, gp, 1.0)
-    own = fit_trees(features, target, recipe=recipe, seed=seed + 1)
-    both = Trees(
-        np.concatenate([rest.feature, own.feature]),
-        np.concatenate([rest.threshold, own.threshold]),
-        np.concatenate([rest.leaf * np.float32(share), own.leaf * np.float32(1 - share)]),
-    )
-    return Residual(both, gp, share)
+    own = _grown(features, target, kind=kind, seed=seed + 1)
+    return Residual(_mixed((rest, own), (share, 1 - share)), gp, share)
 
 
-def _recipe(kind: str, rows: int) -> TreesRecipe:
+def learns_sensitivities(kind: str, rows: int) -> bool:
+    """Whether the form's sensitivities to its constants are inputs beside the features: they say what a kernel's time
+    is made of, which few rows do not."""
+    return kind in _JUMPING and rows < _MEDIUM_ROWS
+
+
+def _recipes(kind: str, rows: int) -> tuple[TreesRecipe, ...]:
+    """Of the ensembles whose mean is taken."""
     if rows >= _MEDIUM_ROWS:
-        return _LARGE if rows >= _MANY_ROWS else _MEDIUM
-    return replace(_SMALL, clip_quantile=_JUMPING_CLIP) if kind in _JUMPING else _SMALL
+        return (_LARGE if rows >= _MANY_ROWS else _MEDIUM,)
+    if kind in _JUMPING:
+        return tuple(replace(_SMALL, clip_quantile=clip) for clip in _JUMPING_CLIPS)
+    return (_SMALL,)
 
 
-def _smooth_then_trees(
-    features: Features, target: FloatArray, recipe: TreesRecipe, seed: int
-) -> tuple[GP, Trees]:
+def _grown(features: Features, target: FloatArray, *, kind: str, seed: int) -> Trees:
+    recipes = _recipes(kind, len(target))
+    grown = [fit_trees(features, target, recipe=recipe, seed=seed) for recipe in recipes]
+    return _mixed(grown, [1 / len(grown)] * len(grown))
+
+
+def _mixed(ensembles: Sequence[Trees], weights: Sequence[float]) -> Trees:
+    """One ensemble that says the weighted sum of what these say."""
+    return Trees(
+        np.concatenate([own.feature for own in ensembles]),
+        np.concatenate([own.threshold for own in ensembles]),
+        np.concatenate([own.leaf * np.float32(w) for own, w in zip(ensembles, weights, strict=True)]),
+    )
+
+
+def _smooth_then_trees(features: Features, target: FloatArray, *, kind: str, seed: int) -> tuple[GP, Trees]:
     gp = fit_gp(features, target, recipe=GPRecipe(), seed=seed)
-    rest = target - gp.predict(features)
-    return gp, fit_trees(features, rest, recipe=recipe, seed=seed)
+    return gp, _grown(features, target - gp.predict(features), kind=kind, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -121,11 +136,10 @@ def cross_fit(features: Features, target: FloatArray, *, kind: str, folds: int, 
     for one in range(folds):
         kept, out = fold != one, fold == one
         there = target[kept]
-        recipe = _recipe(kind, len(there))
-        own = fit_trees(features[kept], there, recipe=recipe, seed=seed + 1).predict(features[out])
+        own = _grown(features[kept], there, kind=kind, seed=seed + 1).predict(features[out])
         stacked: FloatArray = np.zeros(len(own))
         if shares.any():
-            gp, rest = _smooth_then_trees(features[kept], there, recipe, seed)
+            gp, rest = _smooth_then_trees(features[kept], there, kind=kind, seed=seed)
             stacked = gp.predict(features[out]).astype(np.float64) + rest.predict(features[out])
         for i, share in enumerate(shares):
             predicted[i, out] = share * stacked + (1 - share) * own

@@ -147,7 +147,12 @@ def load_state(path: Path) -> ModelState:
                 families[kind] = transferred_from_state(kind, own, part)
             else:
                 families[kind] = family_from_state(
-                    kind, constants=own["constants"], share=own["share"], spread=own["spread"], arrays=part
+                    kind,
+                    constants=own["constants"],
+                    share=own["share"],
+                    sensitive=own.get("sensitive", False),
+                    spread=own["spread"],
+                    arrays=part,
                 )
         return ModelState(
             device=device,

@@ -225,6 +225,7 @@ def transferred_from_state(
             kind,
             constants=own["constants"],
             share=own["share"],
+            sensitive=own.get("sensitive", False),
             spread=own["spread"],
             arrays=_part(arrays, prefix),
         )

@@ -18,9 +18,10 @@ from hwsearch.costmodel.host import ENGINE, ENGINE_EAGER
 from hwsearch.costmodel.memory import memory_of
 from hwsearch.costmodel.model import CostModel
 from hwsearch.errors import InputError
-from hwsearch.pipeline.blocks import BlockTable
+from hwsearch.pipeline.blocks import BlockTable, BlockTime
 from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.block import Block, pass_bytes_of
 from hwsearch.searchspace.workload import Workload
 
 if TYPE_CHECKING:
@@ -30,43 +31,52 @@ if TYPE_CHECKING:
 __all__ = ["BenchRow", "LargestBatch", "bench_architectures", "bench_largest_batch"]
 
 _ANOTHER_MACHINE = 0.05  # relative difference of the drift reference
+_ANOTHER_MIX = 0.1  # of a mix, of which either side was visited a few times
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
     """A workload measured and predicted, in milliseconds; None where there is nothing to predict from.
 
-    low_ms, high_ms: the fastest and the slowest visit. predicted_ms: from measured blocks where they cover the
-    architecture, else from operators; `predicted_from` says which.
+    low_ms, high_ms: the fastest and the slowest visit. predicted: from measured blocks where they cover the
+    architecture, else from operators; `predicted_from` says which. machine: what mixes of measured layers take now over
+    what they took when the blocks were measured; None where the blocks hold none.
     """
 
     workload: Workload
     measured_ms: float
     low_ms: float
     high_ms: float
-    from_blocks_ms: float | None
-    from_operators_ms: float | None
+    from_blocks: BlockTime | None
+    from_operators: BlockTime | None
     peak_memory_bytes: int | None
     state_bytes: int
     kernel: str
     marks: tuple[str, ...]
     reference_ms: float | None
+    machine: float | None
     notes: tuple[str, ...]
 
     @property
     def predicted_from(self) -> str | None:
-        if self.from_blocks_ms is not None:
+        if self.from_blocks is not None:
             return "blocks"
-        return None if self.from_operators_ms is None else "operators"
+        return None if self.from_operators is None else "operators"
 
     @property
-    def predicted_ms(self) -> float | None:
-        return self.from_blocks_ms if self.from_blocks_ms is not None else self.from_operators_ms
+    def predicted(self) -> BlockTime | None:
+        return self.from_blocks or self.from_operators
+
+    @property
+    def within_interval(self) -> bool | None:
+        """Whether what was measured lies in the prediction's 90% interval."""
+        found = self.predicted
+        return None if found is None else found.low_ms <= self.measured_ms <= found.high_ms
 
     @property
     def error_percent(self) -> float | None:
         """Of the prediction, relative to what was measured."""
-        return None if self.predicted_ms is None else 100 * (self.predicted_ms / self.measured_ms - 1)
+        return None if self.predicted is None else 100 * (self.predicted.median_ms / self.measured_ms - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +105,8 @@ def bench_architectures(
     """Measure architectures at workloads of one dtype and compare: for each architecture its rows, one a workload.
 
     Rounds go through all of them, each in another random order: what the machine does to some of the visits, it does to
-    every architecture alike. A model is built anew for each round, so that only one is in memory.
+    every architecture alike. A model is built anew for each round, so that only one is in memory. Mixes of layers that
+    the blocks hold are measured again among them, one a round: how far the machine has changed since.
     Raises InputError for a device that is not there, workloads of several dtypes, and a mixer without a module.
     """
     from hwsearch.profilers.environment import torch_device
@@ -105,16 +116,50 @@ def bench_architectures(
     bench = WholeBench(
         target, dtype=_one_dtype(workloads), backend=cast("Backend", backend), execution=execution
     )
+    comparable = blocks is not None and (blocks.backend, blocks.execution) == (backend, execution)
+    mixes = _mixes(blocks, architectures, workloads) if blocks is not None and comparable else {}
     found: list[dict[Workload, list[WholeTime]]] = [{w: [] for w in workloads} for _ in architectures]
+    changed: dict[Workload, list[float]] = {w: [] for w in mixes}
     for number in range(visits):
         for place in np.random.default_rng([seed, number]).permutation(len(architectures)):
             _visit(bench, architectures[place], found[place], seed=seed + number, on_visit=on_visit)
             bench.release()
+        for workload, known in mixes.items():
+            mix, then_ms = known[number % len(known)]
+            changed[workload].append(bench.visit(mix, seed=seed + number).median_ms / then_ms)
+            bench.release()
     eager = target.type == "cuda" and execution == "eager"
+    other = "" if blocks is None or comparable else f"{blocks.backend}, {blocks.execution}"
     return [
-        [_row(architecture, workload, taken, model, blocks, eager=eager) for workload, taken in times.items()]
+        [
+            _row(
+                architecture,
+                workload,
+                taken,
+                model,
+                blocks,
+                machine=statistics.median(changed[workload]) if workload in changed else None,
+                other_setup=other,
+                eager=eager,
+            )
+            for workload, taken in times.items()
+        ]
         for architecture, times in zip(architectures, found, strict=True)
     ]
+
+
+def _mixes(
+    blocks: BlockTable, architectures: Sequence[Architecture], workloads: Sequence[Workload]
+) -> dict[Workload, list[tuple[Block, float]]]:
+    """Measured mixes as large as the architectures are, and their milliseconds, for each workload that has any."""
+    hidden_size = architectures[0].base.hidden_size
+    found = {}
+    for workload in workloads:
+        through = statistics.geometric_mean(pass_bytes_of(each, workload) for each in architectures)
+        mixes = blocks.mixes(hidden_size, workload, near_bytes=round(through))
+        if mixes:
+            found[workload] = [(mix, blocks.times[mix].median_ms) for mix in mixes]
+    return found
 
 
 def _visit(
@@ -140,22 +185,32 @@ def _row(
     model: CostModel | None,
     blocks: BlockTable | None,
     *,
+    machine: float | None,
+    other_setup: str,
     eager: bool,
 ) -> BenchRow:
     notes: list[str] = []
+    if other_setup:
+        notes.append(f"the blocks were measured with another backend or execution ({other_setup}) than this")
+    if machine is not None and abs(machine - 1) > _ANOTHER_MIX:
+        notes.append(
+            f"{workload}: mixes of the measured layers take {machine:.2f} times what they took when the blocks were "
+            "measured: the machine has changed, and predictions may miss by as much; measure both in one go"
+        )
     medians = [time.median_ms for time in times]
     return BenchRow(
         workload=workload,
         measured_ms=statistics.median(medians),
         low_ms=min(medians),
         high_ms=max(medians),
-        from_blocks_ms=_from_blocks(architecture, workload, blocks, notes),
-        from_operators_ms=_from_operators(architecture, workload, model, notes, eager=eager),
+        from_blocks=_from_blocks(architecture, workload, blocks, notes),
+        from_operators=_from_operators(architecture, workload, model, notes, eager=eager),
         peak_memory_bytes=max((t.peak_memory_bytes or 0 for t in times), default=0) or None,
         state_bytes=times[0].state_bytes,
         kernel=times[0].kernel,
         marks=tuple(sorted({mark for time in times for mark in time.marks})),
-        reference_ms=_reference(times, blocks, notes),
+        reference_ms=_reference(times, None if machine else blocks, notes),
+        machine=machine,
         notes=tuple(notes),
     )
 
@@ -210,21 +265,22 @@ def _one_dtype(workloads: Sequence[Workload]) -> str:
 
 def _from_blocks(
     architecture: Architecture, workload: Workload, blocks: BlockTable | None, notes: list[str]
-) -> float | None:
+) -> BlockTime | None:
     if blocks is None:
         return None
     missing = blocks.missing(architecture, workload)
     if missing:
         notes.append(f"{workload}: {len(missing)} blocks are not measured, the first is {missing[0]}")
         return None
-    return blocks.predict(architecture, workload).median_ms
+    return blocks.predict(architecture, workload)
 
 
 def _from_operators(
     architecture: Architecture, workload: Workload, model: CostModel | None, notes: list[str], *, eager: bool
-) -> float | None:
+) -> BlockTime | None:
     if model is None:
         return None
     cost = model_cost(architecture, workload, model=model, host=ENGINE_EAGER if eager else ENGINE)
     notes += cost.notes
-    return cost.latency.median_ms
+    found = cost.latency
+    return BlockTime(median_ms=found.median_ms, low_ms=found.low_ms, high_ms=found.high_ms)

@@ -57,7 +57,7 @@ def block_latencies(
         return np.interp(np.log(through), np.log(grid), values)
 
     outside, *each = (at([blocks.at(block, size).median_ms for size in sizes]) for block in (frame, *layers))
-    mixing = at([blocks.mixing(space.base.hidden_size, workload, size) for size in sizes])
+    mixing = blocks.composition(space.base.hidden_size, workload).factor
     alike = counts.max(axis=1) == space.num_layers
     summed = (counts * np.stack(each, axis=1)).sum(axis=1)
     return outside + np.where(alike, 1.0, mixing) * summed, through

@@ -3,8 +3,8 @@
 A model's latency is that of its frame and its layers, each measured whole in stacks that go through as much memory as
 models of the space do (profilers/stack.py), so that nothing is left to add for norms, residuals and the framework's own
 time; between these sizes latencies are interpolated along the logarithm of what the model goes through. What unequal
-layers cost each other is measured too, in a mix of the space's layers: its time over the sum of theirs scales the sum
-over a model's layers. It holds for the workloads, dtype, backend and execution that were measured, and
+layers cost each other, and how far a model may lie from their sum, is measured too, in mixes of the space's layers
+(pipeline/composition.py). It holds for the workloads, dtype, backend and execution that were measured, and
 for no others: what is missing is named, not guessed. A sum over operators (costmodel.compose) covers everything else.
 """
 
@@ -14,17 +14,17 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwsearch.costmodel.cost import ModelCost
 from hwsearch.errors import DataError, InputError, OutputError
+from hwsearch.pipeline.composition import Composition, compose
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Execution
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
@@ -33,7 +33,7 @@ from hwsearch.searchspace.block import (
     BlockMeasurement,
     blocks_of,
     blocks_of_space,
-    mix_of_space,
+    mixes_of_space,
     pass_bytes_of,
     pass_bytes_of_space,
 )
@@ -58,7 +58,7 @@ _FORMAT, _VERSION = "hwsearch measured blocks", 1
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTime:
-    """Milliseconds: the median of a block or a model, and the fastest and slowest visits (summed, for a model)."""
+    """Milliseconds: the median; and the fastest and slowest visits to a block, the 90% interval of a model."""
 
     median_ms: float
     low_ms: float
@@ -127,11 +127,15 @@ class BlockTable:
         Beyond the sizes that it was measured at, as at the nearest.
         """
         sizes = self._sizes[block]
-        known = np.log([size for size, _ in sizes])
+        asked, known = math.log(pass_bytes), np.log([size for size, _ in sizes])
+
+        def between(values: list[float]) -> float:
+            return float(np.interp(asked, known, values))
+
         return BlockTime(
-            median_ms=_between(pass_bytes, known, [time.median_ms for _, time in sizes]),
-            low_ms=_between(pass_bytes, known, [time.low_ms for _, time in sizes]),
-            high_ms=_between(pass_bytes, known, [time.high_ms for _, time in sizes]),
+            median_ms=between([time.median_ms for _, time in sizes]),
+            low_ms=between([time.low_ms for _, time in sizes]),
+            high_ms=between([time.high_ms for _, time in sizes]),
         )
 
     def predict(self, architecture: Architecture, workload: Workload) -> BlockTime:
@@ -143,36 +147,47 @@ class BlockTable:
                 "them with hwsearch profile --space ... --workload ..."
             )
         through = pass_bytes_of(architecture, workload)
-        alike = len(set(architecture.layers)) == 1
-        factor = 1.0 if alike else self.mixing(architecture.base.hidden_size, workload, through)
-        counted = [
-            (self.at(block, through), times * (factor if block.layers else 1.0))
+        adding_up = self.composition(architecture.base.hidden_size, workload)
+        factor = 1.0 if len(set(architecture.layers)) == 1 else adding_up.factor
+        median_ms = math.fsum(
+            times * (factor if block.layers else 1.0) * self.at(block, through).median_ms
             for block, times in blocks_of(architecture, workload).items()
-        ]
-        return BlockTime(
-            median_ms=math.fsum(times * time.median_ms for time, times in counted),
-            low_ms=math.fsum(times * time.low_ms for time, times in counted),
-            high_ms=math.fsum(times * time.high_ms for time, times in counted),
         )
+        spread = math.exp(adding_up.half_width)
+        return BlockTime(median_ms=median_ms, low_ms=median_ms / spread, high_ms=median_ms * spread)
 
-    def mixing(self, hidden_size: int, workload: Workload, pass_bytes: int) -> float:
-        """What unequal layers cost over equal ones at a workload in a model that goes through so many bytes.
+    @property
+    def compositions(self) -> list[tuple[Workload, Composition]]:
+        """How blocks add up, for every workload and hidden size that was measured."""
+        setups = dict.fromkeys((block.hidden_size, block.workload) for block in self.times)
+        return [(workload, self.composition(hidden, workload)) for hidden, workload in setups]
 
-        The median over the mixes that were measured, 1 where there is none.
-        """
-        factors = []
-        for mix, sizes in self._sizes.items():
-            if mix.mix is None or mix.workload != workload or mix.hidden_size != hidden_size:
+    def composition(self, hidden_size: int, workload: Workload) -> Composition:
+        """How the blocks of a hidden size add up at a workload."""
+        mixes, visited = [], []
+        for block, sizes in self._sizes.items():
+            if block.workload != workload or block.hidden_size != hidden_size:
                 continue
-            layers = [self._alone(layer, mix) for layer in mix.mix]
-            if None in layers:
-                continue
-            ratios = [
-                time.median_ms / math.fsum(self.at(layer, size).median_ms for layer in layers if layer)
-                for size, time in sizes
-            ]
-            factors.append(_between(pass_bytes, np.log([size for size, _ in sizes]), ratios))
-        return statistics.median(factors) if factors else 1.0
+            for size, time in sizes:
+                visits = (time.low_ms, time.median_ms, time.high_ms)
+                if block.mix is None:
+                    visited.append(visits)
+                    continue
+                layers = [self._alone(layer, block) for layer in block.mix]
+                if None not in layers:
+                    alone_ms = math.fsum(self.at(layer, size).median_ms for layer in layers if layer)
+                    low, middle, high = (ms / alone_ms for ms in visits)
+                    mixes.append((low, middle, high))
+        return compose(mixes, visited)
+
+    def mixes(self, hidden_size: int, workload: Workload, *, near_bytes: int) -> list[Block]:
+        """The mixes of a hidden size at a workload, those first that go through nearest to so many bytes."""
+        found = [
+            block
+            for block in self.times
+            if block.mix and (block.hidden_size, block.workload) == (hidden_size, workload)
+        ]
+        return sorted(found, key=lambda mix: abs(math.log((mix.pass_bytes or 1) / near_bytes)))
 
     def _alone(self, layer: LayerSpec, mix: Block) -> Block | None:
         """A mix's layer as a block of its own; None where it is not measured."""
@@ -252,10 +267,6 @@ def _time(row: BlockMeasurement) -> BlockTime:
     )
 
 
-def _between(pass_bytes: int, known: NDArray[np.float64], values: Sequence[float]) -> float:
-    return float(np.interp(math.log(pass_bytes), known, values))
-
-
 def check_standing_alone(space: SearchSpace) -> None:
     """InputError for a space with a layer that cannot be measured as a block of its own."""
     if "shared_kv_attention" in space.kinds:
@@ -266,7 +277,7 @@ def check_standing_alone(space: SearchSpace) -> None:
 
 
 def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: DeviceSpec) -> list[Block]:
-    """The blocks that a space's models are made of and a mix of them, at the sizes that a device tells apart.
+    """The blocks that a space's models are made of, at the sizes that a device tells apart, and mixes of them.
 
     A layer so large that one copy of it is all that most models go through is also asked for among two of its kind and
     among as many as a model has layers: alone it would be found in the last cache.
@@ -277,14 +288,14 @@ def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: D
     asked: dict[Block, None] = {}
     for workload in workloads:
         blocks = blocks_of_space(space, [workload])
-        if len(space.choices) > 1:
-            blocks.append(mix_of_space(space, workload))
         sizes = pass_bytes_of_space(space, workload, most_bytes=most_bytes)
         asked |= dict.fromkeys(block.among(size) for block in blocks for size in sizes)
         for block in blocks:
             own = block.weight_bytes + block.state_bytes
             if block.layer is not None and sizes[-1] < 2 * own <= most_bytes:
                 asked |= dict.fromkeys(block.among(count * own) for count in (2, space.num_layers))
+        if len(space.choices) > 1:
+            asked |= dict.fromkeys(mixes_of_space(space, workload, most_bytes=most_bytes))
     return list(asked)
 
 

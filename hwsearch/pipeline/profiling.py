@@ -21,7 +21,7 @@ from hwsearch.profilers.bench import Bench, BenchSetup
 from hwsearch.profilers.lock import profiling
 from hwsearch.profilers.plan import default_plan
 from hwsearch.profilers.rows import Row
-from hwsearch.profilers.run import Progress, Summary, measure_all, open_bench
+from hwsearch.profilers.run import Progress, Summary, measure_all, open_bench, visits_of
 from hwsearch.profilers.store import Store
 from hwsearch.records import DeviceSpec, Measurement
 from hwsearch.search.executors import Executor
@@ -158,15 +158,15 @@ class Profile:
         demand, too_large = self.demand(spec)
         layers = self.layers(spec)
         before = {row.operator for row in self.done(store, bench)} & set(demand.operators)
-        goal = min(len(demand), self.stop.points or len(demand)) + len(layers)
+        points = min(len(demand), self.stop.points or len(demand))
+        goal = self.visits * points + sum(visits_of(layer, visits=self.visits) for layer in layers)
         visits, warnings = self.visits * len(before), list[str]()
 
         def advance(row: Row) -> None:
             nonlocal visits
             visits += 1
             if on_progress is not None:
-                total = max(self.visits * goal, visits)
-                on_progress(Progress(done=visits, total=total, measurement=row))
+                on_progress(Progress(done=visits, total=max(goal, visits), measurement=row))
 
         def measure(batch: Sequence[Operator], blocks: Iterable[Block] = ()) -> Summary:
             summary = measure_all(

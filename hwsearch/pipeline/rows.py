@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from hwsearch.costmodel.devices import completed, device_reported_as
 from hwsearch.costmodel.importers import import_tables
+from hwsearch.costmodel.model import LEAST_ROWS
 from hwsearch.costmodel.quality import refuse_too_many, suspicious
 from hwsearch.costmodel.tables import Table, tables_from_measurements
 from hwsearch.errors import DataError, InputError
@@ -38,20 +39,23 @@ class Rows:
     left_out: Mapping[str, int]
     merged: Mapping[str, int]
 
-    def without_small(self, least: int) -> Rows:
+    def without_small(self, least: int, *, lent: Collection[str] = ()) -> Rows:
         """The kinds of operator with at least `least` rows; the others are left out, and counted there.
 
-        Raises DataError where none has as many.
+        lent: kinds that a source model knows: LEAST_ROWS are enough, and with fewer they are carried over from it.
+        Raises DataError where no kind has as many.
         """
-        small = {kind: len(table) for kind, table in self.tables.items() if len(table) < least}
+        enough = {kind: LEAST_ROWS if kind in lent else least for kind in self.tables}
+        small = {kind: len(table) for kind, table in self.tables.items() if len(table) < enough[kind]}
         if len(small) == len(self.tables):
             kind = max(small, key=lambda name: small[name])
             raise DataError(
                 f"{self.source}: {kind} has {small[kind]} measured operators and no other kind has more; to fit and to "
-                f"judge takes at least {least} of a kind: measure more (hwsearch profile --points)"
+                f"judge takes at least {enough[kind]} of a kind: measure more (hwsearch profile --points)"
             )
         reasons = {
-            f"{kind}: fewer than {least} operators, so it is not fitted and its predictions are rooflines": rows
+            f"{kind}: fewer than {enough[kind]} operators, so it is not fitted and its predictions are "
+            + ("the source's" if kind in lent else "rooflines"): rows
             for kind, rows in small.items()
         }
         return replace(

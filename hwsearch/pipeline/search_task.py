@@ -246,7 +246,7 @@ def latency_cost(
         typical = typical_bytes(blocks, space, workload, near_ms=min(bounds, default=None))
         asked = blocks_of_space(space, [workload])
         frame, *measured = (blocks.at(block, typical).median_ms for block in asked)
-        row = blocks.mixing(space.base.hidden_size, workload, typical) * np.array(measured)
+        row = blocks.composition(space.base.hidden_size, workload).factor * np.array(measured)
         return Additive(np.tile(row, (space.num_layers, 1)), constant=frame)
     hidden = space.base.hidden_size
     outside = Architecture.of_base(space.base)

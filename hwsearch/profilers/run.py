@@ -2,12 +2,14 @@
 
 Every subject is visited several times, each round through all of them in another random order: a machine that drifts,
 and memory that happens to lie well or badly, then show as disagreeing visits instead of as a wrong figure. Where visits
-disagree by more than a few percent there are more of them. Each visit is stored before the next one begins, and what
-the store already holds is not measured again: a run that was interrupted or killed loses the visit it was at.
+disagree by more than a few percent there are more of them. Mixes of layers are visited once, some in every round: what
+they are measured for is how they scatter. Each visit is stored before the next one begins, and what the store already
+holds is not measured again: a run that was interrupted or killed loses the visit it was at.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -29,7 +31,7 @@ from hwsearch.profilers.worker import Worker
 from hwsearch.records import Execution, Measurement
 from hwsearch.searchspace.block import Block, BlockMeasurement
 
-__all__ = ["Progress", "Summary", "contention", "measure_all", "open_bench", "profile"]
+__all__ = ["Progress", "Summary", "contention", "measure_all", "open_bench", "profile", "visits_of"]
 
 _SPARE_CORES = 0.15  # what an idle system does on the side
 _DISAGREE = 0.06  # of the median: visits farther apart than this call for another one
@@ -121,23 +123,28 @@ def measure_all(
     keys = {subject: bench.pending(subject).key for subject in subjects}
     known = store.keys()
     rows = {subject: store.row(keys[subject]) for subject in subjects if keys[subject] in known}
-    had = {subject: _visits(rows.get(subject), enough=visits) for subject in subjects}
-    done, total = sum(had.values()), visits * len(subjects)
+    rounds = _rounds(subjects, visits=visits)
+    had = {subject: _visits(rows.get(subject), enough=len(rounds[subject])) for subject in subjects}
+    done, total = sum(had.values()), sum(map(len, rounds.values()))
     started, others = time.monotonic(), _others(bench)
 
     for number in range(visits + (_MORE_VISITS if visits > 1 else 0)):
-        missing = [subject for subject in subjects if _wants(rows.get(subject), number, had[subject], visits)]
+        missing = [
+            subject
+            for subject in subjects
+            if _wants(rows.get(subject), number, had[subject], rounds[subject])
+        ]
         for subject in _shuffled(missing, seed=seed, number=number):
             found = bench.measure(subject, visit=number)
             rows[subject] = stored = _joined(rows.get(subject), found)
             store.replace(stored)
             # A subject that cannot run is over and done with after its first visit.
-            done = min(total, done + (1 if stored.status == "ok" else visits - number))
+            done = min(total, done + (1 if stored.status == "ok" else rounds[subject].stop - number))
             if on_progress is not None:
                 on_progress(Progress(done=done, total=total, measurement=stored))
             bench.release()
 
-    touched = [subject for subject in subjects if had[subject] < visits]
+    touched = [subject for subject in subjects if had[subject] < len(rounds[subject])]
     not_ok = sum(row.status != "ok" for subject in touched if (row := rows[subject]) is not None)
     warning, others_now = "", _others(bench)
     if touched and bench.threads and others is not None and others_now is not None:
@@ -151,6 +158,22 @@ def measure_all(
     )
 
 
+def visits_of(subject: Subject, *, visits: int) -> int:
+    """How often a subject is visited where most are visited so often."""
+    return 1 if isinstance(subject, Block) and subject.mix else visits
+
+
+def _rounds(subjects: Sequence[Subject], *, visits: int) -> dict[Subject, range]:
+    """The rounds that each subject takes part in: all of them, or one after the other."""
+    in_turn = itertools.cycle(range(visits))
+    rounds = {}
+    for subject in subjects:
+        own = visits_of(subject, visits=visits)
+        first = 0 if own == visits else next(in_turn)
+        rounds[subject] = range(first, first + own)
+    return rounds
+
+
 def _visits(row: Row | None, *, enough: int) -> int:
     """Visits that count as done; a row that cannot run, or that an earlier version measured, has enough."""
     if row is None:
@@ -160,13 +183,15 @@ def _visits(row: Row | None, *, enough: int) -> int:
     return min(row.conditions.visits, enough)
 
 
-def _wants(row: Row | None, number: int, had: int, visits: int) -> bool:
+def _wants(row: Row | None, number: int, had: int, rounds: range) -> bool:
     """Whether a subject takes part in round `number` (from 0)."""
     if row is None:
-        return True
-    if row.status != "ok" or row.conditions is None or had >= visits:
+        return number >= rounds.start
+    if row.status != "ok" or row.conditions is None or had >= len(rounds):
         return False
-    return number >= had and (number < visits or _disagree(row.conditions.visit_ms))
+    if number < rounds.stop:
+        return number >= rounds.start + had
+    return len(rounds) > 1 and _disagree(row.conditions.visit_ms)
 
 
 def _disagree(visit_ms: Sequence[float]) -> bool:

@@ -19,11 +19,12 @@ from hwsearch.models.mixers.base import Backend
 from hwsearch.profilers.monitor import monitor_of
 from hwsearch.profilers.probe import timer_for
 from hwsearch.profilers.resident import peak_resident
-from hwsearch.profilers.sampling import Reference, Sampler
-from hwsearch.profilers.stack import model_runnable, random_model
+from hwsearch.profilers.sampling import Outcome, Reference, Sampler
+from hwsearch.profilers.stack import block_runnable, model_runnable, random_model
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.records import Execution
 from hwsearch.searchspace.architecture import Architecture
+from hwsearch.searchspace.block import Block
 from hwsearch.searchspace.workload import Workload
 
 __all__ = ["WholeBench", "WholeModel", "WholeTime"]
@@ -63,18 +64,10 @@ class WholeModel:
 
     def visit(self, workload: Workload) -> WholeTime:
         """Sample a workload once. What running raises, out of memory for one, passes through."""
-        outcome = self._sampler.visit(
-            lambda: model_runnable(self._model, workload, device=self._device, seed=self._seed)
-        )
-        flagged = frozenset(outcome.flagged)
-        return WholeTime(
-            samples_ms=tuple(s for i, s in enumerate(outcome.samples_ms) if i not in flagged),
-            median_ms=outcome.conditions.visit_ms[0],
-            peak_memory_bytes=outcome.peak_memory_bytes,
-            state_bytes=outcome.state_bytes or 0,
-            kernel=outcome.kernel,
-            marks=outcome.conditions.marks,
-            reference_ms=outcome.conditions.reference_ms,
+        return _whole_time(
+            self._sampler.visit(
+                lambda: model_runnable(self._model, workload, device=self._device, seed=self._seed)
+            )
         )
 
     def largest_batch(
@@ -135,6 +128,19 @@ class WholeModel:
             return max(grown[0] if grown else 0, runnable.state_bytes or 0)
 
 
+def _whole_time(outcome: Outcome) -> WholeTime:
+    flagged = frozenset(outcome.flagged)
+    return WholeTime(
+        samples_ms=tuple(s for i, s in enumerate(outcome.samples_ms) if i not in flagged),
+        median_ms=outcome.conditions.visit_ms[0],
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        state_bytes=outcome.state_bytes or 0,
+        kernel=outcome.kernel,
+        marks=outcome.conditions.marks,
+        reference_ms=outcome.conditions.reference_ms,
+    )
+
+
 class WholeBench:
     """Builds models on one device and measures them all against one drift reference.
 
@@ -171,6 +177,16 @@ class WholeBench:
             architecture, device=self._device, dtype=self._dtype, seed=seed, backend=self._backend
         )
         return WholeModel(model, sampler=self._sampler, device=self._device, seed=seed)
+
+    def visit(self, block: Block, *, seed: int) -> WholeTime:
+        """Sample a block once, with random weights, in a stack as a profile measures it."""
+        return _whole_time(
+            self._sampler.visit(
+                lambda: block_runnable(
+                    block, device=self._device, copies=block.copies, seed=seed, backend=self._backend
+                )
+            )
+        )
 
     def release(self) -> None:
         """Give the memory of models that nobody holds any more back to the device."""

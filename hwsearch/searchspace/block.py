@@ -2,8 +2,8 @@
 
 A layer (mixer with its projections, feed-forward network, norms and residual additions), a feed-forward layer without a
 mixer, and the frame around the layers: embedding, positions, final norm, LM head. What a framework spends between
-kernels is inside a measured block, which a sum of kernels leaves out. A mix of a space's layers, one after the other,
-says what layers cost each other: equal layers in a row find code and branch predictions where the last one left them.
+kernels is inside a measured block, which a sum of kernels leaves out. A mix, the layers of a model of the space one
+after the other, says what layers cost each other: equal ones find code and branch predictions where the last left them.
 
 What a block costs depends on how much memory lies between two of its runs: a model that goes through less than a cache
 holds finds its weights and its keys there, one that goes through more does not. So a block is measured among as many
@@ -17,17 +17,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Annotated, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from hwsearch.errors import DataError
 from hwsearch.records import Sampled
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.space import SearchSpace
+from hwsearch.searchspace.space import Genomes, SearchSpace
 from hwsearch.searchspace.spec import PositiveInt, Spec, decode_json, problems
 from hwsearch.searchspace.workload import Workload
 
@@ -36,13 +36,13 @@ __all__ = [
     "BlockMeasurement",
     "blocks_of",
     "blocks_of_space",
-    "mix_of_space",
+    "mixes_of_space",
     "pass_bytes_of",
     "pass_bytes_of_space",
 ]
 
 
-_MIXED = 12
+_MIXES, _MIXED = 6, 12  # mixes of a space, and the most layers of one
 _MOST_COPIES = 64
 _SAMPLES, _TAILS = 256, (5, 95)  # models of a space that say what it goes through; percentiles
 _MOST_SIZES = 3
@@ -178,10 +178,7 @@ def pass_bytes_of_space(
 
     They span nine tenths of the space's models. most_bytes: beyond it more makes no difference either.
     """
-    layers = [_layer(choice, space.base, workload) for choice in space.choices]
-    each = np.array([layer.weight_bytes + layer.state_bytes for layer in layers])
-    genomes = space.sample(_SAMPLES, rng=np.random.default_rng(0))
-    whole = _frame(space.base, workload).weight_bytes + each[genomes].sum(axis=1)
+    _, whole = _sampled(space, workload)
     low, high = np.clip(np.percentile(whole, _TAILS), _LEAST_BYTES, most_bytes)
     count = min(_MOST_SIZES, 1 + round(math.log2(high / low)))
     sizes = np.geomspace(low, high, count) if count > 1 else [math.sqrt(low * high)]
@@ -198,20 +195,38 @@ def _layer(layer: LayerSpec, base: Base, workload: Workload) -> Block:
     )
 
 
-def mix_of_space(space: SearchSpace, workload: Workload) -> Block:
-    """Up to _MIXED of the space's choices, evenly from first to last, no two that stand side by side there."""
-    count = min(_MIXED, len(space.choices))
-    picked = [space.choices[i * len(space.choices) // count] for i in range(count)]
-    half = -(-count // 2)
-    apart = [
-        layer for pair in zip_longest(picked[:half], picked[half:]) for layer in pair if layer is not None
-    ]
-    return Block(
-        hidden_size=space.base.hidden_size,
-        workload=workload,
-        mix=tuple(apart),
-        stretched_rope=space.base.rope_scaling is not None,
-    )
+def mixes_of_space(space: SearchSpace, workload: Workload, *, most_bytes: float = math.inf) -> list[Block]:
+    """The layers of models of a space from the smallest to the largest, at most _MIXED of each, at the model's size.
+
+    Not of models whose layers are all the same: stacks of these are blocks of their own.
+    """
+    genomes, whole = _sampled(space, workload)
+    left = {
+        picked: float(size)
+        for picked, size in zip(map(tuple, genomes[:, :_MIXED].tolist()), whole, strict=True)
+        if len(set(picked)) > 1
+    }
+    mixes = []
+    for wanted in np.geomspace(min(left.values()), max(left.values()), _MIXES).tolist() if left else ():
+        nearest = min(left, key=lambda picked: abs(math.log(left[picked] / wanted)), default=None)
+        if nearest is None:
+            break
+        mix = Block(
+            hidden_size=space.base.hidden_size,
+            workload=workload,
+            mix=tuple(space.choices[choice] for choice in nearest),
+            stretched_rope=space.base.rope_scaling is not None,
+        )
+        mixes.append(mix.among(round(min(left.pop(nearest), most_bytes))))
+    return mixes
+
+
+def _sampled(space: SearchSpace, workload: Workload) -> tuple[Genomes, NDArray[np.int64]]:
+    """Models of a space at random (n, layers), and the bytes (n,) that each goes through in one pass."""
+    layers = [_layer(choice, space.base, workload) for choice in space.choices]
+    each = np.array([layer.weight_bytes + layer.state_bytes for layer in layers])
+    genomes = space.sample(_SAMPLES, rng=np.random.default_rng(0))
+    return genomes, _frame(space.base, workload).weight_bytes + each[genomes].sum(axis=1)
 
 
 def _frame(base: Base, workload: Workload) -> Block:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwsearch.cli.main import run
@@ -64,16 +66,36 @@ def test_a_whole_model_beside_its_blocks(hwsearch: Call, folder: Path) -> None:
         assert phase["predicted_from"] == "blocks"
         error = 100 * (phase["predicted_ms"] / phase["measured_ms"] - 1)
         assert phase["error_percent"] == pytest.approx(error)
+        assert phase["predicted_ms_low"] < phase["predicted_ms"] < phase["predicted_ms_high"]
+        within = phase["predicted_ms_low"] <= phase["measured_ms"] <= phase["predicted_ms_high"]
+        assert phase["within_interval"] == within
+        assert phase["machine_percent"] > -100
     table = load_blocks(folder / "tiny.db")
     assert table is not None
-    assert len(table.times) == 2 * (2 + 1 + 1)
+    assert len(table.times) == 2 * (2 + 1 + 2)
     for workload in table.workloads:
-        (frame,), (mix,) = (
+        (frame,), mixes = (
             [t.median_ms for b, t in table.times.items() if b.part == part and b.workload == workload]
             for part in ("frame", "mix")
         )
-        # The mix holds both layers once, as the model does.
-        assert table.predict(architecture, workload).median_ms == pytest.approx(frame + mix)
+        # Either mix holds both layers once, as the model does.
+        assert table.predict(architecture, workload).median_ms == pytest.approx(frame + np.mean(mixes))
+
+    # On a machine that was ten times as slow when it was measured, mixes say so.
+    slow = {
+        block: dataclasses.replace(t, median_ms=10 * t.median_ms) if block.mix else t
+        for block, t in table.times.items()
+    }
+    ((row, _),) = bench_architectures(
+        [architecture], table.workloads, device="cpu", blocks=dataclasses.replace(table, times=slow), visits=1
+    )
+    assert row.machine is not None
+    assert row.machine < 0.9
+    assert any("the machine has changed" in text for text in row.notes)
+    other = dataclasses.replace(table, backend="triton")
+    ((row, _),) = bench_architectures([architecture], table.workloads, device="cpu", blocks=other, visits=1)
+    assert row.machine is None
+    assert "another backend or execution (triton, eager)" in row.notes[0]
 
     (alone,) = hwsearch(*command, "--json").json["architectures"]
     assert alone["phases"][0]["predicted_ms"] is None
@@ -154,7 +176,7 @@ def test_predict_takes_the_latency_from_measured_blocks_where_there_are_all(
     assert found["latency_ms_from_operators"] != found["latency_ms"]
     assert "layers measured whole" in found["notes"][0]
     shown = hwsearch(*command, asked).out
-    assert "fastest and slowest visits" in shown
+    assert "90% interval" in shown
     assert "in the latency: as it was measured" in shown
     other = hwsearch(*command, "decode:batch=3,context=24", "--json").json
     assert other["predicted_from"] == "operators"

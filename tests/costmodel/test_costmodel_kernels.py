@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwsearch.costmodel.analytic import analytic_ms, form_with, forms_of
+from hwsearch.costmodel.analytic import analytic_ms, form_with, forms_of, sensitivities
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.forms.attention import static_splits
@@ -79,6 +79,42 @@ def test_the_fit_tells_which_tiles_a_table_of_products_shows(truth: int) -> None
     # A handful of rows is no evidence against the usual kernels.
     few = fit_constants(table.take(np.arange(4)), device=H100, size=2, seed=0, starts=1)
     assert form_with("gemm", few) is forms_of("gemm")[0]
+
+
+@pytest.mark.parametrize("kernels", [0, 1], ids=["fine", "powers of two"])
+def test_sensitivities_are_derivatives_with_the_kernel_held(kernels: int) -> None:
+    rng = np.random.default_rng(0)
+    dims = np.stack([rng.integers(1, 8192, 400), *(64 * rng.integers(1, 128, (2, 400)))], axis=1)
+    c = columns("gemm", dims)
+    constants = {k.name: k.start for k in forms_of("gemm")[kernels].constants}
+    found = dict(
+        zip(constants, sensitivities("gemm", c, device=H100, size=2, constants=constants).T, strict=True)
+    )
+
+    def log_ms(**changed: float) -> np.ndarray:
+        return np.log(analytic_ms("gemm", c, device=H100, size=2, constants={**constants, **changed}))
+
+    for name, slope in found.items():
+        step = 1e-5
+        searched = (log_ms(**{name: constants[name] * np.exp(step)}) - log_ms()) / step
+        # So small a step changes next to no kernel.
+        assert np.mean(np.abs(searched - slope) < 0.01) > 0.99, name
+    # All times twice as long make a latency twice as long, but for the traffic of partial results.
+    times = ("launch_us", "ramp_us", "far_us", "wave_us", "split_us", "throttle_ms")
+    rates = ("bandwidth", "compute", "feed")
+    total = sum(found[name] for name in times) - sum(found[name] for name in rates)
+    unsplit = found["split_us"] == 0
+    assert 0 < unsplit.sum() < len(dims)
+    assert total[unsplit] == pytest.approx(1, abs=0.01)
+
+
+def test_a_form_without_kernels_has_sensitivities_too() -> None:
+    constants = {k.name: k.start for k in forms_of("short_conv_decode")[0].constants}
+    c = columns("short_conv_decode", [(1, 256, 4), (512, 8192, 4)])
+    small, large = sensitivities("short_conv_decode", c, device=H100, size=2, constants=constants)
+    names = list(constants)
+    assert small[names.index("launch_us")] > large[names.index("launch_us")] > 0
+    assert large[names.index("bandwidth")] < -0.5
 
 
 def test_a_product_is_split_where_tiles_are_few_and_not_where_they_fill_the_device() -> None:

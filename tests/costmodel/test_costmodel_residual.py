@@ -45,3 +45,18 @@ def test_a_target_that_nothing_errs_on_has_a_share() -> None:
         crossed = cross_fit(x, np.zeros(60), kind=kind, folds=3, seed=0)
         assert 0 <= crossed.share <= 1
         assert crossed.predicted == pytest.approx(np.zeros(60))
+
+
+def test_products_mean_ensembles_of_two_bounds_where_rows_are_few() -> None:
+    rng = np.random.default_rng(2)
+    few, many = (rng.uniform(-2, 2, size=(rows, 3)).astype(np.float32) for rows in (200, 1000))
+
+    def trees(x: np.ndarray, kind: str) -> int:
+        target = np.sin(x[:, 0]) + rng.normal(0, 0.1, len(x))
+        return len(fit_residual(x, target, kind=kind, share=0.0, seed=0).trees.leaf)
+
+    assert trees(few, "gemm") == 2 * trees(few, "moe")
+    assert trees(many, "gemm") == trees(many, "moe")
+    # A mean, not a sum: what both say is said once.
+    found = fit_residual(few, np.full(200, 0.3), kind="gemm", share=0.0, seed=0)
+    assert np.median(found.predict(few)) == pytest.approx(0.3, abs=0.01)

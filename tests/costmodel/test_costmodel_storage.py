@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwsearch.costmodel.family import Family
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.tables import Table
 from hwsearch.errors import DataError, OutputError
@@ -28,7 +29,11 @@ def test_round_trip(fitted: CostModel, saved: Path, tables: dict[str, Table]) ->
         after = loaded.predict_table(kind, table.dims)
         # Residuals at neighbours are kept in half precision.
         np.testing.assert_allclose(after.median_ms, before.median_ms, rtol=1e-3)
-        assert loaded.families[kind].seen(table.dims).all()
+        family = loaded.families[kind]
+        assert family.seen(table.dims).all()
+        # Few products are learned with the form's sensitivities beside the features.
+        assert isinstance(family, Family)
+        assert family.sensitive == (kind == "gemm")
     assert sorted(p.name for p in saved.iterdir()) == ["arrays.npz", "model.json"]
 
 

@@ -14,7 +14,7 @@ from hwsearch.pipeline.blocks import BlockTable, BlockTime, asked_blocks
 from hwsearch.pipeline.search_task import latency_cost
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import Block, blocks_of, pass_bytes_of, pass_bytes_of_space
+from hwsearch.searchspace.block import Block, blocks_of, mixes_of_space, pass_bytes_of, pass_bytes_of_space
 from hwsearch.searchspace.budget import parse_budget
 from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import FullAttention, NoMixer
@@ -100,7 +100,6 @@ def test_a_model_is_predicted_at_what_it_goes_through() -> None:
         times[attention.replace(pass_bytes=size)] = ms
     found = _table(times).predict(model, _DECODE)
     assert found.median_ms == pytest.approx(1.0 + 4 * 3.0, rel=1e-6)  # half way along the logarithm
-    assert (found.low_ms, found.high_ms) == pytest.approx((0.9 * 13.0, 2 * 13.0), rel=1e-6)
     table = _table(times)
     assert table.at(attention, 1).median_ms == 2.0
     assert table.at(attention, 1 << 40).median_ms == 4.0
@@ -116,6 +115,73 @@ def test_unequal_layers_cost_what_the_mix_says() -> None:
     assert table.predict(equal, _DECODE).median_ms == pytest.approx(1.0 + 4 * 0.5)
     (cost,) = latency_cost(_SPACE, _nothing(), _DECODE, blocks=table)(np.array([[0, 1, 1, 1]]))
     assert cost == pytest.approx(1.0 + 1.2 * 3.5)
+
+
+def test_mixes_are_models_of_the_space_from_the_smallest_to_the_largest() -> None:
+    mixes = mixes_of_space(_SPACE, _DECODE)
+    sizes = [mix.pass_bytes or 0 for mix in mixes]
+    assert len(mixes) == 6
+    assert sizes == sorted(sizes)
+    assert all(len(set(mix.layers)) > 1 for mix in mixes)
+    assert len({mix.layers for mix in mixes}) == 6
+    assert [mixes[place].layers.count(_ATTENTION) for place in (0, -1)] == [1, 3]
+    assert {mix.copies for mix in mixes} == {1}
+    long = dataclasses.replace(_SPACE, base=_BASE.replace(num_layers=24), allowed=((0, 1),) * 24)
+    for mix in mixes_of_space(long, _DECODE):
+        assert len(mix.layers) == 12
+        assert mix.copies in (1, 2, 3)
+    assert {mix.copies for mix in mixes_of_space(long, _DECODE, most_bytes=1)} == {1}
+    fixed = dataclasses.replace(_SPACE, allowed=((0,),) * 4)
+    assert mixes_of_space(fixed, _DECODE) == []
+
+
+def test_the_interval_is_as_wide_as_mixes_scatter() -> None:
+    frame, attention, empty = _blocks()
+    times = {frame: 1.0, attention: 2.0, empty: 0.5}
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        scatter = np.exp(rng.normal(0.1, 0.05, size=7))  # six mixes, and the model that is asked for
+        mixes = {
+            Block(hidden_size=256, workload=_DECODE, mix=(_ATTENTION, *[_EMPTY] * n)).among(1): ratio
+            * (2 + n / 2)
+            for n, ratio in enumerate(scatter[:6], start=1)
+        }
+        visited = {
+            block: BlockTime(median_ms=ms, low_ms=ms, high_ms=ms) for block, ms in (times | mixes).items()
+        }
+        table = dataclasses.replace(_table({}), times=visited)
+        adding_up = table.composition(256, _DECODE)
+        assert adding_up.mixes == 6
+        assert adding_up.known
+        found = table.predict(_architecture(_ATTENTION, _EMPTY, _EMPTY, _EMPTY), _DECODE)
+        measured = found.median_ms / adding_up.factor * scatter[6]
+        inside.append(found.low_ms <= measured <= found.high_ms)
+    assert 0.86 < np.mean(inside) < 0.95
+
+
+def test_without_mixes_the_interval_is_assumed_or_that_of_visits() -> None:
+    frame, attention, empty = _blocks()
+    table = _table({frame: 1.0, attention: 2.0, empty: 0.5})  # visits of 0.9, 1 and 2
+    adding_up = table.composition(256, _DECODE)
+    spread = float(np.std(np.log([0.9, 1.0, 2.0]), ddof=1))
+    assert (adding_up.factor, adding_up.mixes, adding_up.known) == (1.0, 0, False)
+    assert adding_up.half_width == pytest.approx(1.6449 * (4 / 3) ** 0.5 * spread, rel=1e-4)
+    found = table.predict(_architecture(*[_ATTENTION] * 4), _DECODE)
+    assert found.low_ms * found.high_ms == pytest.approx(found.median_ms**2)
+    # Visits that scatter more than the mixes do are not left out of account.
+    mixes = {
+        Block(hidden_size=256, workload=_DECODE, mix=(_ATTENTION, *[_EMPTY] * n)).among(1): BlockTime(
+            median_ms=2 + n / 2, low_ms=2 + n / 2, high_ms=2 + n / 2
+        )
+        for n in range(1, 7)
+    }
+    mixed = dataclasses.replace(table, times={**table.times, **mixes}).composition(256, _DECODE)
+    assert mixed.known
+    assert mixed.half_width > adding_up.half_width
+    assert table.composition(512, _DECODE).half_width == pytest.approx(
+        np.log(1.1)
+    )  # nothing was measured there
 
 
 def _nothing() -> CostModel:

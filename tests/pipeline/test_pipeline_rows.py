@@ -56,6 +56,11 @@ def test_a_kind_with_few_rows_is_not_fitted_and_said_so(tmp_path: Path) -> None:
     assert count == 4
     assert reason.startswith("elementwise: fewer than 15 operators")
     assert set(fit_rows(kept, seed=0).families) == {"gemm"}
+    ((reason, _),) = rows.without_small(15, lent={"elementwise"}).left_out.items()
+    assert "fewer than 12 operators" in reason
+    assert "the source's" in reason
+    thirteen = load_rows(_stored(tmp_path / "b.db", *(_gemm(m) for m in range(1, 14))))
+    assert not thirteen.without_small(15, lent={"gemm"}).left_out
 
 
 def test_a_store_without_enough_of_anything_names_the_command_that_measures_more(tmp_path: Path) -> None:

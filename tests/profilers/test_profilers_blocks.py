@@ -11,14 +11,21 @@ import torch
 from hwsearch.errors import InputError
 from hwsearch.models.mixers.attention import AttentionState
 from hwsearch.profilers.bench import BenchSetup, LocalBench
-from hwsearch.profilers.run import measure_all
+from hwsearch.profilers.run import Progress, measure_all
 from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, random_model
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.timing import TimingRule
 from hwsearch.profilers.whole import WholeBench
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
-from hwsearch.searchspace.block import Block, blocks_of, blocks_of_space, pass_bytes_of, pass_bytes_of_space
+from hwsearch.searchspace.block import (
+    Block,
+    BlockMeasurement,
+    blocks_of,
+    blocks_of_space,
+    pass_bytes_of,
+    pass_bytes_of_space,
+)
 from hwsearch.searchspace.ffn import SwiGLU
 from hwsearch.searchspace.mixers import (
     FullAttention,
@@ -193,6 +200,38 @@ def test_blocks_are_measured_and_kept(tmp_path: Path) -> None:
         assert row.key in _keys(path)
     softmax = next(r for r in rows if r.block.part == "full_attention" and r.block.workload == _DECODE)
     assert softmax.kernel == "torch"
+
+
+def test_mixes_are_visited_once_some_in_every_round(tmp_path: Path) -> None:
+    (layer, other, *_) = _LAYERS
+    mixes = [
+        Block(hidden_size=_BASE.hidden_size, workload=_DECODE, mix=(layer, *[other] * n)).among(1)
+        for n in (1, 2, 3)
+    ]
+    alone = Block(hidden_size=_BASE.hidden_size, workload=_DECODE, layer=layer).among(1)
+    seen: list[Block] = []
+    with Store.open(tmp_path / "a.db", create=True) as store, LocalBench(BenchSetup(rule=_RULE)) as bench:
+        store.add_device(made_up_device(bench.environment.device_name))
+
+        def watch(progress: Progress) -> None:
+            assert isinstance(progress.measurement, BlockMeasurement)
+            seen.append(progress.measurement.block)
+            assert (progress.done, progress.total) == (min(len(seen), 6), 6)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        blocks = [*mixes, alone]
+        with pytest.raises(KeyboardInterrupt):
+            measure_all(store, bench, [], blocks=blocks, visits=3, on_progress=watch)
+        summary = measure_all(store, bench, [], blocks=blocks, visits=3, on_progress=watch)
+        visits = {row.block: row.conditions.visits for row in store.blocks() if row.conditions}
+    rounds = [place for place, block in enumerate(seen) if block == alone]
+    assert summary.not_ok == 0
+    assert [seen.count(mix) for mix in mixes] == [1, 1, 1]
+    assert {mix: visits[mix] for mix in mixes} == dict.fromkeys(mixes, 1)
+    assert visits[alone] >= 3
+    assert rounds[0] <= 1  # beside it one mix in the first round
+    assert 2 <= rounds[1] <= 3
 
 
 def _keys(path: Path) -> set[str]:

@@ -51,10 +51,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Form:
-    """The analytic form of a family: columns (n,), device, bytes per element, constants -> seconds (n,)."""
+    """The analytic form of a family: columns (n,), device, bytes per element, constants -> seconds (n,).
+
+    settled: the same, up to the constants, with every kernel held that those given choose; None where a form chooses
+    no kernels.
+    """
 
     constants: tuple[Constant, ...]
     seconds: Callable[[Columns, DeviceSpec, int, Constants], FloatArray]
+    settled: Callable[[Columns, DeviceSpec, int, Constants], Callable[[Constants], FloatArray]] | None = None
 
 
 def pnorm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:

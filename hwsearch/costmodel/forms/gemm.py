@@ -8,7 +8,7 @@ afterwards. Weights that the L2 holds between their turns cost neither device me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ _TILES = (
 )
 _POWERS_OF_TWO = tuple((tm, tn) for tm in (64, 128, 256) for tn in (64, 128, 256) if tm * tn <= 128 * 256)
 _SPLITS = (1, 3, 8, 24)
+_Tiles = tuple[tuple[int, int], ...]
 _WEIGHTS_IN_FLIGHT = 6  # measurement loops take turns with as many weights
 
 
@@ -65,67 +66,110 @@ class Kernel:
     split: FloatArray
 
 
-def _candidates(
-    c: Columns, device: DeviceSpec, size: int, k: Constants, tiles: tuple[tuple[int, int], ...]
-) -> Callable[[int, int, int], FloatArray]:
-    """Seconds (n,) of one tile shape and split: waves of tiles, each bound by its FLOPs and by its operands."""
-    m, n, inner = c["m"], c["n"], c["k"]
+def _tiles_seconds(
+    blocks: FloatArray,
+    depth: FloatArray,
+    tile: tuple[FloatArray | int, FloatArray | int],
+    *,
+    device: DeviceSpec,
+    size: int,
+    k: Constants,
+) -> FloatArray:
+    """Seconds (n,) of so many blocks over so deep an inner dimension: waves of tiles, each bound by its FLOPs and by
+    its operands."""
     rate = k["compute"] * device.peak_flops / device.num_sms
     feed = k["feed"] * device.bandwidth / device.num_sms
-    rows = {tm: np.ceil(m / tm) for tm in {tile[0] for tile in tiles}}
-    columns = {tn: np.ceil(n / tn) for tn in {tile[1] for tile in tiles}}
-    depth = {split: np.ceil(inner / (64 * split)) * 64 for split in _SPLITS}
-    joined = {
-        split: k["split_us"] * 1e-6 + 4 * split * m * n / (2 * device.bandwidth) if split > 1 else 0.0
-        for split in _SPLITS
-    }
-
-    def seconds(tm: int, tn: int, split: int) -> FloatArray:
-        compute, operands = 2 * tm * tn / rate, size * (tm + tn) / feed
-        overlap = k.get("overlap")
-        if overlap is None:
-            step = max(compute, operands)
-        else:
-            step = float((compute**overlap + operands**overlap) ** (1 / overlap))
-        waves = waves_of(rows[tm] * columns[tn] * split, device, k)
-        cost: FloatArray = waves * (depth[split] * step + k["wave_us"] * 1e-6) + joined[split]
-        return cost
-
+    compute, operands = 2 * tile[0] * tile[1] / rate, size * (tile[0] + tile[1]) / feed
+    overlap = k.get("overlap")
+    if overlap is None:
+        step = np.maximum(compute, operands)
+    else:
+        step = (compute**overlap + operands**overlap) ** (1 / overlap)
+    seconds: FloatArray = waves_of(blocks, device, k) * (depth * step + k["wave_us"] * 1e-6)
     return seconds
+
+
+def _joining_seconds(split: FloatArray | int, c: Columns, *, device: DeviceSpec, k: Constants) -> FloatArray:
+    """Seconds (n,) to add up the partial results of a split product."""
+    seconds: FloatArray = k["split_us"] * 1e-6 + 4 * split * c["m"] * c["n"] / (2 * device.bandwidth)
+    return seconds
+
+
+def _depth(split: FloatArray | int, c: Columns) -> FloatArray:
+    """Inner dimension (n,) of a block of a split product, padded to whole steps."""
+    depth: FloatArray = np.ceil(c["k"] / (64 * split)) * 64
+    return depth
+
+
+def _candidates(
+    c: Columns, device: DeviceSpec, size: int, k: Constants, tiles: _Tiles
+) -> Iterator[tuple[tuple[int, int, int], FloatArray]]:
+    """Every kernel (tile rows, tile columns, split) and its seconds (n,)."""
+    rows = {tm: np.ceil(c["m"] / tm) for tm in {tile[0] for tile in tiles}}
+    columns = {tn: np.ceil(c["n"] / tn) for tn in {tile[1] for tile in tiles}}
+    depth = {split: _depth(split, c) for split in _SPLITS}
+    joining = {
+        split: _joining_seconds(split, c, device=device, k=k) if split > 1 else 0.0 for split in _SPLITS
+    }
+    for tm, tn in tiles:
+        for split in _SPLITS:
+            blocks = rows[tm] * columns[tn] * split
+            cost = _tiles_seconds(blocks, depth[split], (tm, tn), device=device, size=size, k=k)
+            yield (tm, tn, split), cost + joining[split]
+
+
+def _cheapest(c: Columns, device: DeviceSpec, size: int, k: Constants, tiles: _Tiles) -> Kernel:
+    """The kernel that the form takes with constants `k`."""
+    best = np.full(len(c["m"]), np.inf)
+    which: NDArray[np.uint8] = np.zeros(len(best), np.uint8)
+    kernels = []
+    for index, (kernel, cost) in enumerate(_candidates(c, device, size, k, tiles)):
+        better = cost < best
+        np.copyto(best, cost, where=better)
+        np.copyto(which, np.uint8(index), where=better)
+        kernels.append(kernel)
+    rows, columns, split = np.array(kernels, np.float64).T
+    return Kernel(best, rows[which], columns[which], split[which])
 
 
 def cheapest_kernel(c: Columns, *, device: DeviceSpec, size: int) -> Kernel:
     """The kernel that the form takes with the constants it begins with; columns (n,), `size` bytes per element."""
     start = {constant.name: constant.start for constant in GEMM.constants}
-    seconds = _candidates(c, device, size, start, _TILES)
-    best = np.full(len(c["m"]), np.inf)
-    which: NDArray[np.uint8] = np.zeros(len(best), np.uint8)
-    kernels = [(tm, tn, split) for tm, tn in _TILES for split in _SPLITS]
-    for index, kernel in enumerate(kernels):
-        cost = seconds(*kernel)
-        better = cost < best
-        np.copyto(best, cost, where=better)
-        np.copyto(which, np.uint8(index), where=better)
-    rows, columns, split = np.array(kernels, np.float64).T
-    return Kernel(best, rows[which], columns[which], split[which])
+    return _cheapest(c, device, size, start, _TILES)
 
 
-def _form(tiles: tuple[tuple[int, int], ...]) -> Callable[[Columns, DeviceSpec, int, Constants], FloatArray]:
+def _latency(busy: FloatArray, c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
+    """Seconds (n,) of products whose blocks take `busy` seconds: beside them goes the traffic."""
+    m, n, inner = c["m"], c["n"], c["k"]
+    working = size * (_WEIGHTS_IN_FLIGHT * n * inner + m * inner + m * n)
+    outside = spilled(working, device, k)
+    moved = size * (m * inner + n * inner + k["write"] * m * n)
+    traffic = moved * (outside + (1 - outside) / k["l2_gain"]) / (k["bandwidth"] * device.bandwidth)
+    memory = (k["ramp_us"] + k["far_us"] * outside) * 1e-6 + traffic
+    return k["launch_us"] * 1e-6 + pnorm(heated(busy, k), memory, k["power"])
+
+
+def _form(constants: tuple[Constant, ...], tiles: _Tiles) -> Form:
     def seconds(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatArray:
-        m, n, inner = c["m"], c["n"], c["k"]
-        cost = _candidates(c, device, size, k, tiles)
-        best = np.full(len(m), np.inf)
-        for tm, tn in tiles:
-            for split in _SPLITS:
-                np.minimum(best, cost(tm, tn, split), out=best)
-        working = size * (_WEIGHTS_IN_FLIGHT * n * inner + m * inner + m * n)
-        outside = spilled(working, device, k)
-        moved = size * (m * inner + n * inner + k["write"] * m * n)
-        traffic = moved * (outside + (1 - outside) / k["l2_gain"]) / (k["bandwidth"] * device.bandwidth)
-        memory = (k["ramp_us"] + k["far_us"] * outside) * 1e-6 + traffic
-        return k["launch_us"] * 1e-6 + pnorm(heated(best, k), memory, k["power"])
+        best = np.full(len(c["m"]), np.inf)
+        for _, cost in _candidates(c, device, size, k, tiles):
+            np.minimum(best, cost, out=best)
+        return _latency(best, c, device, size, k)
 
-    return seconds
+    def settled(c: Columns, device: DeviceSpec, size: int, k: Constants) -> Callable[[Constants], FloatArray]:
+        kernel = _cheapest(c, device, size, k, tiles)
+        blocks = np.ceil(c["m"] / kernel.rows) * np.ceil(c["n"] / kernel.columns) * kernel.split
+        depth = _depth(kernel.split, c)
+
+        def of(other: Constants) -> FloatArray:
+            tile = (kernel.rows, kernel.columns)
+            busy = _tiles_seconds(blocks, depth, tile, device=device, size=size, k=other)
+            joining = _joining_seconds(kernel.split, c, device=device, k=other)
+            return _latency(busy + np.where(kernel.split > 1, joining, 0.0), c, device, size, other)
+
+        return of
+
+    return Form(constants, seconds, settled)
 
 
 _CONSTANTS = (
@@ -145,5 +189,5 @@ _CONSTANTS = (
     Constant("split_us", 1.5, 0.1, 10.0),
 )
 
-GEMM = Form(_CONSTANTS, _form(_TILES))
-GEMM_POWERS_OF_TWO = Form((*_CONSTANTS, Constant("overlap", 3.0, 1.0, 10.0)), _form(_POWERS_OF_TWO))
+GEMM = _form(_CONSTANTS, _TILES)
+GEMM_POWERS_OF_TWO = _form((*_CONSTANTS, Constant("overlap", 3.0, 1.0, 10.0)), _POWERS_OF_TWO)
