@@ -21,9 +21,8 @@ from scipy.special import stdtrit
 __all__ = ["Composition", "compose"]
 
 _LEAST_MIXES = 3
-_ASSUMED = math.log(
-    1.1
-)  # half-width where too few mixes say how layers add up: the error that whole models are held to
+# Half-width where too few mixes say how layers add up: the error that whole models are held to.
+_ASSUMED = math.log(1.1)
 _QUANTILE = 0.95  # of both ends: 90% lie between
 
 Visits = tuple[float, float, float]
