@@ -36,11 +36,12 @@ from rich.table import Table as RichTable
 from hwsearch.costmodel.builtin_models import builtin_models, load_builtin
 from hwsearch.costmodel.crossed import crossed_error, represented
 from hwsearch.costmodel.devices import device_named
-from hwsearch.costmodel.family import fit_family
+from hwsearch.costmodel.family import Family, fit_family
 from hwsearch.costmodel.importers import import_aiconfigurator
 from hwsearch.costmodel.model import CostModel
 from hwsearch.costmodel.tables import Table
 from hwsearch.costmodel.transfer import Gate, transfer_model
+from hwsearch.costmodel.transferred import TransferredFamily
 from hwsearch.operators import Operator
 from hwsearch.pipeline.active import batch_size, next_batch
 from hwsearch.pipeline.demand import Demand
@@ -84,6 +85,7 @@ def judged(
     """Mean absolute percentage error on `held` of the family fitted on the other rows, none of them being enough with
     a source; and what cross-validation said of that source."""
     gates: dict[str, Gate] = {}
+    family: Family | TransferredFamily
     if source is None:
         family = fit_family(fitted, device=DEVICE, size=SIZE, seed=seed)
     else:
