@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import FORMS, Form, analytic_ms, forms_of
 from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.design import FIRST, choose
 from hwsearch.costmodel.devices import device_named
@@ -227,6 +228,36 @@ def test_first_rows_are_spread_and_later_ones_in_part() -> None:
         Table("gemm", taken, np.ones(len(taken))), grid, even, count=1, device=DEVICE, size=2, seed=0
     )
     assert grid[here[0].row, 0] >= 256
+
+
+def _source(name: str, kind: str) -> Source:
+    model = load_builtin(name)
+    family = model.families[kind]
+    assert isinstance(family, Family)
+    return Source(family=family, device=model.device, runtime=model.runtime)
+
+
+def _decode_rows(form: Form) -> tuple[Table, NDArray[np.int64], NDArray[np.float64]]:
+    """30 of the operators of DECODE under a form as it begins, all of them, and what they are asked for."""
+    pool = np.array([each.dims for each in DECODE.operators])
+    few = pool[np.random.default_rng(0).permutation(len(pool))[:30]]
+    seconds = form.seconds(
+        columns("generation_attention", few), DEVICE, 2, {k.name: k.start for k in form.constants}
+    )
+    return Table("generation_attention", few, 1e3 * seconds), pool, DECODE.share
+
+
+@pytest.mark.parametrize("known", [0, 30])
+@pytest.mark.parametrize("lender", [None, "l40s"])
+def test_points_are_chosen_for_kernels_of_every_form(known: int, lender: str | None) -> None:
+    usual, other = forms_of("generation_attention")
+    assert {k.name for k in usual.constants} - {k.name for k in other.constants}
+    table, pool, share = _decode_rows(other)
+    source = None if lender is None else _source(lender, table.kind)
+    picks = choose(
+        table.take(np.arange(known)), pool, share, count=5, device=DEVICE, size=2, seed=0, source=source
+    )
+    assert len({pick.row for pick in picks}) == 5
 
 
 def test_what_takes_the_time_is_chosen_first() -> None:
