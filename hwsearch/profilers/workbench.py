@@ -6,6 +6,7 @@ machine that swaps, or whose kernel kills the process, records nothing.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -78,7 +79,7 @@ class Workbench:
                     outcome = self._operator(subject, visit)
                 case Block():
                     outcome = self._block(subject, visit)
-        except (InputError, RuntimeError, MemoryError) as error:
+        except _expected() as error:
             status, reason = _failure(error)
             return self._row(subject, {"samples_ms": (), "kernel": "", "status": status, "reason": reason})
         return self._row(subject, _found(outcome))
@@ -148,6 +149,12 @@ class Workbench:
 def _found(outcome: Outcome) -> dict[str, Any]:
     """The fields of a row that sampling decides."""
     return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """What makes a row, Triton's errors among it: it cannot compile a kernel, or that needs too much of a processor."""
+    errors = sys.modules.get("triton.errors")
+    return (InputError, RuntimeError, MemoryError, *(() if errors is None else (errors.TritonError,)))
 
 
 def _failure(error: Exception) -> tuple[Status, str]:
