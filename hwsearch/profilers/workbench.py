@@ -23,6 +23,7 @@ from hwsearch.profilers.tasks import BACKEND, Draw, needed_bytes, operator_runna
 from hwsearch.profilers.timing import Timer, TimingRule
 from hwsearch.records import Environment, Execution, Status
 from hwsearch.searchspace.block import Block
+from hwsearch.searchspace.mixers import SOFTMAX_KINDS
 
 if TYPE_CHECKING:
     from hwsearch.models.mixers.base import Backend
@@ -166,8 +167,16 @@ def _failure(error: Exception) -> tuple[Status, str]:
 
 
 def _block_bytes(block: Block) -> int:
-    """About the memory that one copy of a block takes: weights, the state twice, activations of a layer."""
+    """About the memory that one copy of a block takes: weights, states, activations of a layer.
+
+    A cache is written in place; a recurrent layer's step makes another state, and a captured one a third.
+    """
     workload = block.workload
+    recurrent = workload.batch * sum(
+        layer.mixer.cache_bytes(workload.context, workload.element_bytes)
+        for layer in block.layers
+        if layer.mixer.kind not in SOFTMAX_KINDS
+    )
     width = block.hidden_size + max((layer.ffn.intermediate_size for layer in block.layers), default=0)
     activations = 6 * workload.element_bytes * workload.pass_tokens * width
-    return block.weight_bytes + 2 * block.state_bytes + activations
+    return block.weight_bytes + block.state_bytes + 2 * recurrent + activations
