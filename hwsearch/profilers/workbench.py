@@ -89,6 +89,11 @@ class Workbench:
         """Give memory back between subjects; DataError where a failed one has broken the CUDA context."""
         if self.device.type != "cuda":
             return
+        if self._sampler.broken:
+            raise DataError(
+                f"a CUDA graph that could not be captured leaves {self.device} unusable in this process; what was "
+                "measured is stored: run the same command again to go on"
+            )
         try:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
