@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from hwsearch.errors import DataError
+from hwsearch.errors import DataError, InputError
 from hwsearch.operators import operator
 from hwsearch.profilers import probe, sampling, tasks
 from hwsearch.profilers.environment import environment
-from hwsearch.profilers.monitor import Reading
+from hwsearch.profilers.monitor import CudaMonitor, Reading
 from hwsearch.profilers.sampling import Runnable, Sampler
 from hwsearch.profilers.timing import CpuTimer, TimingRule
 from hwsearch.profilers.workbench import Workbench
@@ -173,3 +175,70 @@ def test_a_counter_that_stands_still_tells_nothing(
     sampler = Sampler(_GPU, timer=CpuTimer(), rule=_RULE, monitor=counter)
     assert sampler._energy_j(counter.call, 1.0, 1.0) is None
     assert counter.now_s < 1.4
+
+
+class _NVMLError(Exception):
+    pass
+
+
+def _nvml(**functions: object) -> ModuleType:
+    """nvidia-ml-py of one H100; what is not given here is not permitted."""
+
+    def refused(*asked: object) -> object:
+        raise _NVMLError("Insufficient Permissions")
+
+    module = ModuleType("pynvml")
+    module.__spec__ = ModuleSpec("pynvml", None)
+    names = "CurrentClocksThrottleReasons ComputeRunningProcesses PowerManagementLimit ClockInfo Temperature"
+    for name in (*names.split(), "TotalEnergyConsumption", "MaxClockInfo", "HandleByUUID"):
+        setattr(module, f"nvmlDeviceGet{name}", refused)
+    given = {"NVMLError": _NVMLError, "nvmlInit": lambda: None, "nvmlSystemGetDriverVersion": lambda: "580.1"}
+    constants = {"NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0}
+    for name, value in {**given, **constants, **functions}.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(uuid="0f-1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+
+
+def test_a_gpu_is_matched_by_its_uuid_and_watched(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _nvml(
+        nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}",
+        nvmlDeviceGetMaxClockInfo=lambda handle, clock: {1: 1980, 2: 2619}[clock],
+        nvmlDeviceGetClockInfo=lambda handle, clock: 1755,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: ["this one", "another"],
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0x24,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: 5000,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    place = environment(_GPU)
+    assert (place.device_uuid, place.driver) == ("GPU-0f-1", "580.1")
+    assert place.clocks == "at most 1980 MHz, memory 2619 MHz"
+    monitor = CudaMonitor(_GPU)
+    assert monitor.disturbed()
+    assert monitor.energy_j() == 5.0
+    reading = monitor.reading()
+    assert (reading.clock_mhz, reading.other_processes, reading.power_limit_w) == (1755, 1, None)
+    assert reading.throttled == ("software power cap", "software thermal slowdown")
+
+
+def test_what_a_container_may_not_ask_is_not_known(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(nvmlDeviceGetHandleByUUID=lambda uuid: uuid))
+    monitor = CudaMonitor(_GPU)
+    assert not monitor.disturbed()
+    assert (monitor.reading(), monitor.energy_j()) == (Reading(), None)
+    # In some containers not even this process is listed.
+    module = _nvml(nvmlDeviceGetHandleByUUID=str, nvmlDeviceGetComputeRunningProcesses=lambda handle: [])
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    assert CudaMonitor(_GPU).reading().other_processes == 0
+
+
+def test_a_device_that_nvml_does_not_know_is_named(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml())
+    with pytest.raises(InputError, match=r"NVML does not know cuda:1 \(GPU-0f-1: Insufficient Permissions\)"):
+        environment(_GPU)
