@@ -92,7 +92,8 @@ class Reference:
 class Sampler:
     """Takes samples on one device.
 
-    broken: a CUDA graph could not be captured. The stream and the memory pool that it had are then in no known state.
+    broken: a CUDA graph could not be captured. Its stream stays the current one then, and the allocator goes on as if
+    it were being captured (pytorch 180395 and 190348, mended after 2.12).
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
+from hwsearch.cli.main import cli
 from hwsearch.profilers import run
 from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.timing import TimingRule
@@ -142,3 +145,34 @@ def test_the_constants_of_a_host_are_measured(
     script.main()
     said = json.loads(capsys.readouterr().out)
     assert min(said[name] for name in ("copy_bytes_per_s", "cat_bytes_per_s", "eager_module_call_us")) > 0
+
+
+def test_half_an_hour_on_a_gpu_is_spent_as_it_should(tmp_path: Path) -> None:
+    """Every command line of the script parses, names files that are there, and stages end within their ten minutes."""
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\nexit 1\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    seconds = []
+    for stage in ("1", "2", "3", "4"):
+        done = subprocess.run(
+            ["bash", str(_FOLDER / "loan.sh"), stage, str(tmp_path / "kept")],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert f"stage {stage} is over" in done.stdout, done.stderr  # though every step failed
+        seconds.append(sum(map(int, re.findall(r"at most (\d+) s", done.stdout))))
+    assert max(seconds[0], seconds[1], seconds[2] + seconds[3]) <= 570
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert len(asked) == 12
+    for program, *rest in asked:
+        if program == "-m" and rest[0] == "hwsearch":
+            command = cli.get_command(click.Context(cli), rest[1])
+            assert command is not None
+            command.make_context(rest[1], rest[2:])  # refuses an option that is not there
+        else:
+            file = Path(program if program != "-m" else rest[-1])
+            script = (_FOLDER.parents[1] / file).read_text()
+            options = {each for each in rest if each.startswith("--")} if program != "-m" else set()
+            assert all(f'"{option}"' in script for option in options), (file, options)
