@@ -25,34 +25,36 @@ step() { # SECONDS NAME COMMAND...
 }
 
 bench() { # NAME ARCHITECTURE BATCH EXECUTION
-    step 75 "$1-$4" python3 -m hwsearch bench "$2" --device cuda:0 --backend auto --execution "$4" --visits 2 \
+    step 70 "$1-$4" python3 -m hwsearch bench "$2" --device cuda:0 --backend auto --execution "$4" --visits 2 \
         --workload "decode:batch=$3,context=64k" --cost-model h100-sxm --json
 }
 
-models() { # BASE
-    step 265 "models-$1" python3 benchmarks/gpu/end_to_end.py --device cuda:0 --base "$1" --minutes 3.5 \
-        --work "$folder" -o "$folder/models-$1.json"
+models() { # PHASE WORKLOAD: apart, so that one is whole where the other cannot be captured
+    step 225 "models-$1" python3 benchmarks/gpu/end_to_end.py --device cuda:0 --base Qwen2.5-1.5B --minutes 3 \
+        --workload "$1:$2" --work "$folder/$1" -o "$folder/models-$1.json"
 }
 
 case $stage in
 1)
-    step 40 doctor python3 -m hwsearch doctor --device cuda:0
+    step 60 doctor python3 -m hwsearch doctor --device cuda:0
     # Whether layers add up to models is stage 2's.
-    step 150 tests python3 -m pytest -q -m gpu -k "not add_up" \
+    step 140 tests python3 -m pytest -q -m gpu -k "not add_up" \
         tests/gpu/test_gpu_profile.py tests/gpu/test_gpu_blocks.py
     step 40 host-constants python3 benchmarks/gpu/host_constants.py --device cuda:0
     step 220 operators python3 -m hwsearch profile --device cuda:0 --points 150 --visits 2 -o "$folder/torch.db" --json
     step 110 kernel-tests python3 -m pytest -q -m gpu -n 8 tests/gpu/test_gpu_kernels.py
     ;;
 2)
+    # A machine that has not imported torch before may take a minute to.
+    step 60 import python3 -c "import torch, transformers"
     for how in cuda-graph eager; do
         bench jet jet-nemotron-2b 128 "$how"
         bench qwen3 Qwen3-1.7B 8 "$how"
     done
-    models Qwen2.5-1.5B
+    models decode batch=16,context=16k
     ;;
 3)
-    models Qwen2.5-1.5B
+    models prefill batch=1,context=8k
     ;;
 4)
     step 300 kernels python3 benchmarks/gpu/kernels.py --device cuda:0 -o "$folder/kernels.json"
