@@ -57,6 +57,7 @@ def print_profiled(
     profiled: Profiled,
     measurements: Sequence[Measurement],
     blocks: Sequence[BlockMeasurement],
+    task: Profile,
     output: Path,
 ) -> None:
     """What the store holds, the curve where there is one, and why the plan ended."""
@@ -83,10 +84,8 @@ def print_profiled(
     if profiled.too_large:
         note(f"left out: {profiled.too_large} operators do not fit into the device's memory")
     if profiled.outcome.scarce:
-        note(
-            f"too few operators asked for to fit {', '.join(profiled.outcome.scarce)}: widen the workloads, "
-            "for example batch=1..64"
-        )
+        more = "raise --points" if task.space is None else "widen the workloads, for example batch=1..64"
+        note(f"too few operators asked for to fit {', '.join(profiled.outcome.scarce)}: {more}")
     note(f"stopped: {profiled.outcome.reason}; {profiled.asked} operators are asked for")
     note(
         f"{profiled.measured} measured now, {profiled.skipped} were there already, {profiled.not_ok} could not run"
@@ -102,10 +101,10 @@ def _curve(curve: Sequence[CurvePoint]) -> Any:
     return shown
 
 
-def estimate_json(estimate: Estimate, output: Path) -> dict[str, Any]:
+def estimate_json(estimate: Estimate, output: Path | None) -> dict[str, Any]:
     """The public keys of a dry run; docs/json.md describes them."""
     return {
-        "store": str(output),
+        "store": None if output is None else str(output),
         "asked": estimate.asked,
         "done": estimate.done,
         "too_large": estimate.too_large,

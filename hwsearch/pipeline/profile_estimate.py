@@ -42,8 +42,8 @@ class Estimate:
     predicted_by: str
 
 
-def estimate(profile: Profile, path: Path) -> Estimate:
-    """What running a profile into a store at `path` would do; the store is not touched, and need not exist.
+def estimate(profile: Profile, path: Path | None) -> Estimate:
+    """What running a profile into a store at `path` would do; the store is not touched, and need not exist or be named.
 
     Latencies are those of the source, else of the model that ships for the device, else its roofline. What a
     point costs besides is measured on the device by three of them.
@@ -51,7 +51,7 @@ def estimate(profile: Profile, path: Path) -> Estimate:
     with open_bench(profile.setup, timeout_s=profile.timeout_s) as bench:
         rows: list[Measurement] = []
         spec = device_reported_as(bench.environment.device_name)
-        if path.exists():
+        if path is not None and path.exists():
             with Store.open(path) as store:
                 rows = profile.done(store, bench)
                 spec = spec_of(store, bench) if store.devices() else spec
