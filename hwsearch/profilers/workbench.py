@@ -15,12 +15,13 @@ import torch
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator
 from hwsearch.profilers.environment import available_bytes
+from hwsearch.profilers.failure import failure_of
 from hwsearch.profilers.monitor import Monitor
 from hwsearch.profilers.rows import Row, Subject, pending_row, row_of
 from hwsearch.profilers.sampling import Outcome, Reference, Sampler
 from hwsearch.profilers.tasks import BACKEND, Draw, needed_bytes, operator_runnable
 from hwsearch.profilers.timing import Timer, TimingRule
-from hwsearch.records import Environment, Execution, Status
+from hwsearch.records import Environment, Execution
 from hwsearch.searchspace.block import Block
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Workbench:
                 case Block():
                     outcome = self._block(subject, visit)
         except (InputError, RuntimeError, MemoryError) as error:
-            status, reason = _failure(error)
+            status, reason = failure_of(error)
             return self._row(subject, {"samples_ms": (), "kernel": "", "status": status, "reason": reason})
         return self._row(subject, _found(outcome))
 
@@ -148,14 +149,6 @@ class Workbench:
 def _found(outcome: Outcome) -> dict[str, Any]:
     """The fields of a row that sampling decides."""
     return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
-
-
-def _failure(error: Exception) -> tuple[Status, str]:
-    """Status and reason of a row that an error ended."""
-    # torch.OutOfMemoryError is CUDA's only; the CPU allocator raises a RuntimeError that says so.
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    out_of_memory = out_of_memory or "can't allocate memory" in str(error)
-    return "oom" if out_of_memory else "failed", (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _block_bytes(block: Block) -> int:
