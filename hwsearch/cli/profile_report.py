@@ -110,6 +110,7 @@ def estimate_json(estimate: Estimate, output: Path | None) -> dict[str, Any]:
         "too_large": estimate.too_large,
         "points": estimate.points,
         "blocks": estimate.blocks,
+        "block_seconds": estimate.block_seconds,
         "kinds": dict(estimate.kinds),
         "overhead_s": estimate.overhead_s,
         "seconds_per_point": estimate.seconds_per_point,
@@ -131,13 +132,18 @@ def print_estimate(estimate: Estimate, task: Profile) -> None:
         soft_wrap=True,
     )
     points = "until the rule that stops it is met" if estimate.points is None else f"{estimate.points} points"
-    blocks = f", and {estimate.blocks} blocks, whose time is not counted" if estimate.blocks else ""
+    blocks = f", and {estimate.blocks} blocks" if estimate.blocks else ""
     to.print(f"would measure       {points} by the plan {task.plan}{blocks}", soft_wrap=True)
     to.print(
         f"a point             {estimate.seconds_per_point:.2f} s, of which {estimate.overhead_s:.2f} s whatever the "
         "operator (measured now)",
         soft_wrap=True,
     )
+    if estimate.blocks:
+        to.print(
+            f"the blocks          about {_duration(estimate.block_seconds)} (three of them measured now)",
+            soft_wrap=True,
+        )
     whole = (
         "not known before it is tried" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
     )

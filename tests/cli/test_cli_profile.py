@@ -33,10 +33,15 @@ def test_a_dry_run_touches_nothing_and_says_what_it_would_do(hwsearch: Call, tmp
     assert list(tmp_path.iterdir()) == []
     assert found["points"] == found["asked"] == sum(found["kinds"].values()) > 30
     assert 0 < found["overhead_s"] <= found["seconds_per_point"]
-    assert found["seconds"] == pytest.approx(found["points"] * found["seconds_per_point"])
+    assert found["blocks"] > 6
+    assert found["block_seconds"] > 0
+    on_points = found["points"] * found["seconds_per_point"]
+    assert found["seconds"] == pytest.approx(on_points + found["block_seconds"])
     assert "roofline" in found["predicted_by"]
     nowhere = hwsearch("profile", *SPACE, "--dry-run", "--json").json
     assert (nowhere["store"], nowhere["asked"]) == (None, found["asked"])
+    bare = hwsearch("profile", *SPACE, "--no-blocks", "--dry-run", "--json").json
+    assert (bare["blocks"], bare["block_seconds"]) == (0, 0)
     assert "give -o" in hwsearch("profile", *SPACE).complaint
 
 
