@@ -16,7 +16,7 @@ import torch
 from hwsearch.errors import DataError, InputError
 from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.base import Backend
-from hwsearch.profilers.failure import failure_of
+from hwsearch.profilers.failure import failure_of, running_errors
 from hwsearch.profilers.monitor import monitor_of
 from hwsearch.profilers.probe import timer_for
 from hwsearch.profilers.resident import peak_resident
@@ -70,7 +70,7 @@ class WholeModel:
             outcome = self._sampler.visit(
                 lambda: model_runnable(self._model, workload, device=self._device, seed=self._seed)
             )
-        except (RuntimeError, MemoryError) as error:
+        except running_errors() as error:
             raise self._cannot_run(workload, error) from error
         return _whole_time(outcome)
 
@@ -108,7 +108,7 @@ class WholeModel:
     def _runs(self, workload: Workload, cap_bytes: int | None) -> bool:
         try:
             taken = self._memory_of(workload)
-        except (RuntimeError, MemoryError) as error:
+        except running_errors() as error:
             if failure_of(error)[0] != "oom":
                 raise self._cannot_run(workload, error) from error
             return False

@@ -142,6 +142,15 @@ def test_failures_become_rows(
     assert "\n" not in row.reason
 
 
+def test_what_triton_cannot_run_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors are no RuntimeErrors: they would end a worker, and with it what its kernels were tuned to."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    error = errors.OutOfResources(270000, 232448, "shared memory")
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
+    row = _BENCH.measure(_GEMM)
+    assert (row.status, row.reason[:15]) == ("failed", "out of resource")
+
+
 @pytest.mark.parametrize("error", [KeyError("defect"), KeyboardInterrupt()])
 def test_defects_and_interrupts_are_not_rows(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
