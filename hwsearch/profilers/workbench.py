@@ -6,7 +6,6 @@ machine that swaps, or whose kernel kills the process, records nothing.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -16,12 +15,13 @@ import torch
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator
 from hwsearch.profilers.environment import available_bytes
+from hwsearch.profilers.failure import failure_of, running_errors
 from hwsearch.profilers.monitor import Monitor
 from hwsearch.profilers.rows import Row, Subject, pending_row, row_of
 from hwsearch.profilers.sampling import Outcome, Reference, Sampler
 from hwsearch.profilers.tasks import BACKEND, Draw, needed_bytes, operator_runnable
 from hwsearch.profilers.timing import Timer, TimingRule
-from hwsearch.records import Environment, Execution, Status
+from hwsearch.records import Environment, Execution
 from hwsearch.searchspace.block import Block
 from hwsearch.searchspace.mixers import SOFTMAX_KINDS
 
@@ -80,8 +80,8 @@ class Workbench:
                     outcome = self._operator(subject, visit)
                 case Block():
                     outcome = self._block(subject, visit)
-        except _expected() as error:
-            status, reason = _failure(error)
+        except running_errors(InputError) as error:
+            status, reason = failure_of(error)
             return self._row(subject, {"samples_ms": (), "kernel": "", "status": status, "reason": reason})
         return self._row(subject, _found(outcome))
 
@@ -155,20 +155,6 @@ class Workbench:
 def _found(outcome: Outcome) -> dict[str, Any]:
     """The fields of a row that sampling decides."""
     return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    """What makes a row, Triton's errors among it: it cannot compile a kernel, or that needs too much of a processor."""
-    errors = sys.modules.get("triton.errors")
-    return (InputError, RuntimeError, MemoryError, *(() if errors is None else (errors.TritonError,)))
-
-
-def _failure(error: Exception) -> tuple[Status, str]:
-    """Status and reason of a row that an error ended."""
-    # torch.OutOfMemoryError is CUDA's only; the CPU allocator raises a RuntimeError that says so.
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    out_of_memory = out_of_memory or "can't allocate memory" in str(error)
-    return "oom" if out_of_memory else "failed", (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _block_bytes(block: Block) -> int:

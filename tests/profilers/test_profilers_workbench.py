@@ -127,6 +127,8 @@ def _raising(error: BaseException) -> Callable[[object, object], object]:
         (RuntimeError("shapes do not fit\nat line 3"), "failed", "shapes do not fit"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "oom", "DefaultCPUAllocator"),
         (torch.OutOfMemoryError("CUDA out of memory"), "oom", "CUDA out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "oom", "CUDA error"),
+        (RuntimeError("CUDA error: an illegal memory access"), "failed", "CUDA error"),
         (MemoryError(), "oom", "MemoryError"),
     ],
 )
