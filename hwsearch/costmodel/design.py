@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import FORMS, analytic_ms, form_with
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.gp import LEAST_LEARNED, fit_covariance
@@ -257,9 +257,11 @@ def _form(
     def log_ms(at: Mapping[str, float]) -> FloatArray:
         return np.log(analytic_ms(kind, c, device=device, size=size, constants=at))
 
+    form = form_with(kind, constants)
+    assert form is not None
     base = log_ms(constants)
     slopes = []
-    for constant in FORMS[kind].constants:
+    for constant in form.constants:
         value = constants[constant.name]
         step = _STEP if value * np.exp(_STEP) <= constant.high else -_STEP
         slopes.append((log_ms({**constants, constant.name: value * float(np.exp(step))}) - base) / step)

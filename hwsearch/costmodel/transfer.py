@@ -31,7 +31,7 @@ from hwsearch.errors import InputError
 from hwsearch.operators import dtype_bytes
 from hwsearch.records import DeviceSpec
 
-__all__ = ["Gate", "carry_family", "transfer_family", "transfer_model"]
+__all__ = ["Gate", "carry_family", "check_source", "transfer_family", "transfer_model"]
 
 FloatArray = NDArray[np.float64]
 _PULL, _PULL_ALONE = 0.3, 1.0  # natural-log units around the source's constants, or around the form's own
@@ -53,11 +53,13 @@ class Gate:
     """What cross-validation on the few points said.
 
     source_weight: of the mixture, 0 where the source was dropped. errors: of the family as returned, on points
-    not fitted on. alone_mape: of a family fitted on the points alone, in percent, the same way.
+    not fitted on, and by_row (n,) their absolute errors relative to the latency. alone_mape: of a family fitted on the
+    points alone, in percent, the same way.
     """
 
     source_weight: float
     errors: OperatorErrors
+    by_row: FloatArray
     alone_mape: float
 
 
@@ -75,21 +77,13 @@ def transfer_model(
     """
     from threadpoolctl import threadpool_limits
 
-    if not source.families:
-        raise InputError(
-            f"the source model of {source.device.name} holds no measured operator ({source.runtime}): start from a "
-            "model that was fitted on measurements"
-        )
+    check_source(source)
     size = dtype_bytes(source.dtype)
     families: dict[str, Family | TransferredFamily] = {}
     gates: dict[str, Gate] = {}
     for kind in sorted({*source.families, *tables}):
         lender = source.families.get(kind)
-        if isinstance(lender, TransferredFamily):
-            raise InputError(
-                f"the source model of {source.device.name} is itself transferred from {lender.source.label}: "
-                "transfer from a model that was fitted on measurements"
-            )
+        assert not isinstance(lender, TransferredFamily)
         with threadpool_limits(limits=1):
             if kind not in tables:
                 assert lender is not None
@@ -116,6 +110,21 @@ def transfer_model(
         held_out={kind: gate.errors for kind, gate in gates.items()},
     )
     return model, gates
+
+
+def check_source(source: CostModel) -> None:
+    """InputError for a model that nothing can be transferred from: no family, or itself transferred."""
+    if not source.families:
+        raise InputError(
+            f"the source model of {source.device.name} holds no measured operator ({source.runtime}): start from a "
+            "model that was fitted on measurements"
+        )
+    for lender in source.families.values():
+        if isinstance(lender, TransferredFamily):
+            raise InputError(
+                f"the source model of {source.device.name} is itself transferred from {lender.source.label}: "
+                "transfer from a model that was fitted on measurements"
+            )
 
 
 def carry_family(source: Source) -> TransferredFamily:
@@ -152,6 +161,7 @@ def transfer_family(
     gate = Gate(
         source_weight=1 - float(weight[_ALONE]),
         errors=_held_out(table, predicted, few.lent, width),
+        by_row=np.abs(np.exp(predicted) / table.latency_ms - 1),
         alone_mape=100 * float(np.abs(np.exp(crossed[:, _ALONE]) / table.latency_ms - 1).mean()),
     )
     own = fit_family(table, device=device, size=size, seed=seed) if weight[_ALONE] > 0 else None

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from hwsearch.costmodel.crossed import crossed_error
+from hwsearch.costmodel.crossed import crossed_error, represented
 from hwsearch.costmodel.design import FIRST, choose
 from hwsearch.costmodel.family import Family
 from hwsearch.costmodel.model import LEAST_ROWS, CostModel
@@ -225,7 +225,10 @@ class _Judge:
                     _, gate = transfer_family(
                         table, device=self._device, size=self._size, source=lender, seed=self._seed
                     )
-                    self._known[place] = gate.errors.mape / 100
+                    weight = represented(
+                        table, pool, share, device=self._device, size=self._size, seed=self._seed
+                    )
+                    self._known[place] = float(gate.by_row @ weight)
         return self._known[place]
 
 

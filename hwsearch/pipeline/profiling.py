@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hwsearch.costmodel.devices import completed
 from hwsearch.costmodel.model import CostModel
+from hwsearch.costmodel.transfer import check_source
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator
 from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, check_stop, run_plan
@@ -105,6 +106,8 @@ class Profile:
                 f"the source model is for {self.source.dtype}, and {self.dtype} is to be measured: give "
                 f"--dtype {self.source.dtype}, or leave --from out"
             )
+        if self.source is not None:
+            check_source(self.source)
 
     def demand(self, spec: DeviceSpec) -> tuple[Demand, int]:
         """What is asked of a device, and how many operators were left out because they do not fit into its memory."""

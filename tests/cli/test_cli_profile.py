@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from hwsearch.costmodel.builtin_models import load_builtin
+from hwsearch.costmodel.devices import device_named
 from hwsearch.errors import InputError
 from hwsearch.pipeline.active import Stop
+from hwsearch.pipeline.models import carry_model
 from hwsearch.pipeline.profiling import Profile
 from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.store import Store
@@ -118,6 +121,15 @@ def test_nonsense_is_refused_before_a_store_is_made(
 ) -> None:
     assert complaint in hwsearch("profile", *arguments, "-o", tmp_path / "cpu.db").complaint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_itself_transferred_is_refused(hwsearch: Call, tmp_path: Path) -> None:
+    source = load_builtin("h100-sxm")
+    carry_model(source, device=device_named("h200-sxm")).save(tmp_path / "carried")
+    options = ("--plan", "active", "--points", "20", "--dtype", "bfloat16", "--from", tmp_path / "carried")
+    complaint = hwsearch("profile", *options, "-o", tmp_path / "cpu.db").complaint
+    assert "itself transferred from h100-sxm" in complaint
+    assert not (tmp_path / "cpu.db").exists()
 
 
 def test_devices_of_two_kinds_are_refused() -> None:

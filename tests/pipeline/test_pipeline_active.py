@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import FORMS, Form, analytic_ms, forms_of
 from hwsearch.costmodel.builtin_models import load_builtin
 from hwsearch.costmodel.design import FIRST, choose
 from hwsearch.costmodel.devices import device_named
-from hwsearch.costmodel.family import fit_family
+from hwsearch.costmodel.family import Family, fit_family
 from hwsearch.costmodel.tables import Table, tables_from_measurements
+from hwsearch.costmodel.transfer import Gate, transfer_family
+from hwsearch.costmodel.transferred import Source, TransferredFamily
 from hwsearch.errors import InputError
 from hwsearch.operators import Operator, columns
-from hwsearch.pipeline.active import Outcome, Plan, Stop, next_batch, run_plan
+from hwsearch.pipeline.active import CurvePoint, Outcome, Plan, Stop, next_batch, run_plan
 from hwsearch.pipeline.demand import Demand, demand_of
-from hwsearch.records import Environment, Measurement
+from hwsearch.records import DeviceSpec, Environment, Measurement
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.workload_range import read_workloads
@@ -143,29 +147,51 @@ def test_the_next_batch_depends_on_rows_and_seed_alone() -> None:
     assert set(chosen) <= set(DEMAND.operators)
 
 
-def test_a_source_changes_what_is_chosen_and_is_judged_by_its_transfer() -> None:
-    source = load_builtin("h200-sxm")
-    gemms = DEMAND.without({each for each in DEMAND.operators if each.kind != "gemm"})
+def test_a_source_changes_what_is_chosen_and_is_judged_by_its_transfer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = _Bench()
-    outcome = run_plan(
-        "active",
-        gemms,
-        read=lambda: list(bench.rows),
-        measure=bench.measure,
-        device=DEVICE,
-        dtype="bfloat16",
-        seed=0,
-        stop=Stop(points=16),
-        source=source,
-        clock=lambda: bench.now,
-    )
-    alone = next_batch({}, gemms, count=16, device=DEVICE, size=2, seed=0)
+    fits: list[tuple[Family | TransferredFamily, Gate]] = []
+
+    def fitted_once(
+        table: Table, *, device: DeviceSpec, size: int, source: Source, seed: int
+    ) -> tuple[Family | TransferredFamily, Gate]:
+        if not fits:  # what is asked does not enter a fit, which takes seconds
+            fits.append(transfer_family(table, device=device, size=size, source=source, seed=seed))
+        return fits[0]
+
+    monkeypatch.setattr("hwsearch.pipeline.active.transfer_family", fitted_once)
+
+    def curve(demand: Demand) -> Sequence[CurvePoint]:
+        return run_plan(
+            "active",
+            demand,
+            read=lambda: list(bench.rows),
+            measure=bench.measure,
+            device=DEVICE,
+            dtype="bfloat16",
+            seed=0,
+            stop=Stop(points=16),
+            source=load_builtin("h200-sxm"),
+            clock=lambda: bench.now,
+        ).curve
+
+    (before, after) = curve(DECODE)
+    alone = next_batch({}, DECODE, count=16, device=DEVICE, size=2, seed=0)
     assert len(bench.measured) == 16
     assert set(bench.measured) != set(alone)
-    (before, after) = outcome.curve
     assert before.error is None
     assert after.error is not None
     assert 0 < after.error < 0.2
+    # The same rows say another error of another demand: each counts for what is asked near it.
+    batch = np.array([each.dims[0] for each in DECODE.operators])
+    few, many = (
+        curve(replace(DECODE, share=np.where(there, DECODE.share, 0.0)))[0].error
+        for there in (batch <= 16, batch > 16)
+    )
+    assert few is not None
+    assert many is not None
+    assert min(few, many) < after.error < max(few, many)
 
 
 @pytest.mark.parametrize(("start", "cluster"), [(4097, 16), (4096, 60)])  # 16: the same tiles of every kernel
@@ -202,6 +228,36 @@ def test_first_rows_are_spread_and_later_ones_in_part() -> None:
         Table("gemm", taken, np.ones(len(taken))), grid, even, count=1, device=DEVICE, size=2, seed=0
     )
     assert grid[here[0].row, 0] >= 256
+
+
+def _source(name: str, kind: str) -> Source:
+    model = load_builtin(name)
+    family = model.families[kind]
+    assert isinstance(family, Family)
+    return Source(family=family, device=model.device, runtime=model.runtime)
+
+
+def _decode_rows(form: Form) -> tuple[Table, NDArray[np.int64], NDArray[np.float64]]:
+    """30 of the operators of DECODE under a form as it begins, all of them, and what they are asked for."""
+    pool = np.array([each.dims for each in DECODE.operators])
+    few = pool[np.random.default_rng(0).permutation(len(pool))[:30]]
+    seconds = form.seconds(
+        columns("generation_attention", few), DEVICE, 2, {k.name: k.start for k in form.constants}
+    )
+    return Table("generation_attention", few, 1e3 * seconds), pool, DECODE.share
+
+
+@pytest.mark.parametrize("known", [0, 30])
+@pytest.mark.parametrize("lender", [None, "l40s"])
+def test_points_are_chosen_for_kernels_of_every_form(known: int, lender: str | None) -> None:
+    usual, other = forms_of("generation_attention")
+    assert {k.name for k in usual.constants} - {k.name for k in other.constants}
+    table, pool, share = _decode_rows(other)
+    source = None if lender is None else _source(lender, table.kind)
+    picks = choose(
+        table.take(np.arange(known)), pool, share, count=5, device=DEVICE, size=2, seed=0, source=source
+    )
+    assert len({pick.row for pick in picks}) == 5
 
 
 def test_what_takes_the_time_is_chosen_first() -> None:
