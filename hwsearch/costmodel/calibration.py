@@ -53,7 +53,7 @@ def fit_constants(
     if beside is not None:
         measured = measured - beside[chosen]
     near = None if begin is None else form_with(table.kind, begin)
-    forms = forms_of(table.kind) if near is None else (near,)
+    forms = forms_of(table.kind, on=device.kind) if near is None else (near,)
 
     def error(constants: Mapping[str, float]) -> FloatArray:
         predicted = analytic_ms(table.kind, c, device=device, size=size, constants=constants)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms
+from hwsearch.costmodel.analytic import analytic_ms, forms_of
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.gp import LEAST_LEARNED, fit_covariance
@@ -234,7 +234,8 @@ def _constants(
     """Constants of the form: fitted where there are rows for it, else those to begin with."""
     prior = None if source is None else source.family.constants
     if len(table) < LEAST_LEARNED:
-        return prior or {constant.name: constant.start for constant in FORMS[table.kind].constants}
+        usual = forms_of(table.kind, on=device.kind)[0]
+        return prior or {constant.name: constant.start for constant in usual.constants}
     return fit_constants(
         table,
         device=device,
@@ -259,7 +260,7 @@ def _form(
 
     base = log_ms(constants)
     slopes = []
-    for constant in FORMS[kind].constants:
+    for constant in forms_of(kind, on=device.kind)[0].constants:
         value = constants[constant.name]
         step = _STEP if value * np.exp(_STEP) <= constant.high else -_STEP
         slopes.append((log_ms({**constants, constant.name: value * float(np.exp(step))}) - base) / step)
