@@ -54,24 +54,25 @@ def _context(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatAr
     scores = batch * heads * pairs
     arithmetic = scores * (4 * d / (k["compute"] * device.peak_flops) + k["score_ns"] * 1e-9)
     # Every tile of rows packs its keys and values anew.
-    packed = scores / tile * 2 * size * d / (k["pack"] * device.bandwidth)
-    tokens = size * batch * c["seq_len"] * heads * d / device.bandwidth
-    copied = tokens * (1 / k["tokens"] + blocks / k["copy"])
+    passes = np.ceil(rows / tile) / rows
+    packed = scores * passes * 2 * size * d / (k["pack"] * device.bandwidth)
+    tokens = batch * c["seq_len"] * heads
+    copied = blocks * size * tokens * d / (k["copy"] * device.bandwidth)
     masks = blocks * (calls * k["mask_us"] * 1e-6 + group * pairs * k["mask_ns"] * 1e-9)
-    seconds: FloatArray = call_seconds(k) + arithmetic + packed + copied + masks
+    seconds: FloatArray = call_seconds(k) + arithmetic + packed + tokens * k["row_ns"] * 1e-9 + copied + masks
     return seconds
 
 
 CONTEXT_ATTENTION = Form(
     (
-        Constant("call_us", 10.0, 0.5, 500.0),
-        Constant("compute", 0.9, 0.05, 1.3),
-        Constant("score_ns", 0.8, 0.02, 50.0),
-        Constant("pack", 1.5, 0.1, 50.0),
-        Constant("tokens", 0.5, 0.02, 50.0),
-        Constant("copy", 0.4, 0.02, 50.0),
-        Constant("mask_us", 60.0, 1.0, 2000.0),
-        Constant("mask_ns", 1.0, 0.02, 50.0),
+        Constant("call_us", 8.0, 0.5, 500.0),
+        Constant("compute", 0.9, 0.02, 1.3),
+        Constant("score_ns", 0.5, 0.02, 50.0),
+        Constant("pack", 2.0, 0.1, 50.0),
+        Constant("row_ns", 80.0, 2.0, 2000.0),
+        Constant("copy", 0.25, 0.02, 50.0),
+        Constant("mask_us", 40.0, 1.0, 2000.0),
+        Constant("mask_ns", 1.5, 0.02, 50.0),
     ),
     _context,
 )
@@ -93,7 +94,7 @@ GENERATION_ATTENTION = Form(
         PRIVATE,
         NEAR,
         FAR,
-        Constant("compute", 0.5, 0.02, 1.3),
+        Constant("compute", 0.5, 0.01, 1.3),
         Constant("score_ns", 2.0, 0.02, 50.0),
         Constant("block_us", 0.7, 0.02, 50.0),
     ),

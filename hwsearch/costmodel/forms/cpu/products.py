@@ -50,7 +50,7 @@ GEMM = Form(
         Constant("single", 5.0, 0.2, 100.0),
         Constant("once", 2.5, 0.1, 200.0),
         Constant("dot_ns", 0.8, 0.02, 50.0),
-        Constant("compute", 0.95, 0.1, 1.3),
+        Constant("compute", 0.95, 0.02, 1.3),
         Constant("pack", 1.7, 0.1, 50.0),
         Constant("input", 2.0, 0.1, 100.0),
         Constant("output", 10.0, 0.1, 200.0),

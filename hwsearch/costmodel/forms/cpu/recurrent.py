@@ -30,7 +30,7 @@ DELTA_RULE_PREFILL = Form(
     (
         Constant("call_us", 300.0, 10.0, 5000.0),
         Constant("chunk_us", 15.0, 0.5, 500.0),
-        Constant("compute", 0.7, 0.05, 1.3),
+        Constant("compute", 0.7, 0.01, 1.3),
         Constant("tokens", 0.4, 0.02, 20.0),
         Constant("score_ns", 6.0, 0.1, 100.0),
     ),
