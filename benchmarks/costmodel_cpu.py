@@ -50,9 +50,9 @@ def main() -> None:
     names = list(next(iter(found.values())))
     print("|", " | ".join(["operator", "rows", *names, "median", "95th percentile"]), "|")
     print("|", " | ".join(["---"] * (len(names) + 4)), "|")
-    for kind, errors in sorted(found.items()):
-        own = errors["hwsearch"]
-        cells = [f"{np.mean(errors[name]):.1f}" for name in names]
+    for kind, kept in sorted(found.items()):
+        own = kept["hwsearch"]
+        cells = [f"{np.mean(kept[name]):.1f}" for name in names]
         spread = [f"{np.median(own):.1f}", f"{np.percentile(own, 95):.1f}"]
         print("|", " | ".join([kind, str(len(own)), *cells, *spread]), "|")
 
@@ -65,7 +65,7 @@ def crossed(
     Kinds with too few rows to fit on all folds but one are left out."""
     rows = load_rows(store)
     size = dtype_bytes(rows.dtype)
-    found = []
+    found: list[tuple[str, Mapping[str, FloatArray]]] = []
     for kind, table in sorted(rows.tables.items()):
         fold = np.random.default_rng(seed).permutation(len(table)) % folds
         if np.bincount(fold).max() > len(table) - LEAST_ROWS:
@@ -88,7 +88,7 @@ def crossed(
             own = family.predict(asked.dims, device=rows.device, size=size)
             errors["hwsearch"].append(_error(own.median_ms, asked))
             within = np.abs(np.log(asked.latency_ms / own.median_ms)) <= own.half_width
-            errors["coverage"].append(100.0 * within)
+            errors["coverage"].append(np.where(within, 100.0, 0.0))
         found.append((kind, {name: np.concatenate(parts) for name, parts in errors.items()}))
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hwsearch.costmodel.analytic import FORMS, analytic_ms, form_with, forms_of
-from hwsearch.costmodel.calibration import fit_constants
+from hwsearch.costmodel.calibration import fit_constants, leverage
 from hwsearch.costmodel.design import choose
 from hwsearch.costmodel.devices import DEVICES, device_named
 from hwsearch.costmodel.family import fit_family
@@ -185,3 +185,40 @@ def test_constants_of_a_cpu_stay_in_their_bounds() -> None:
         for constant in CPU_FORMS[kind].constants:
             assert constant.low <= found[constant.name] * (1 + 1e-9)
             assert found[constant.name] <= constant.high * (1 + 1e-9)
+
+
+def test_leverage_counts_the_constants_that_rows_decide() -> None:
+    dims = _planned("generation_attention", 200, seed=0)
+    c = columns("generation_attention", dims)
+    latency = analytic_ms(
+        "generation_attention", c, device=CPU, size=4, constants=START["generation_attention"]
+    )
+
+    def of(rows: int) -> np.ndarray:
+        table = Table("generation_attention", dims[:rows], latency[:rows])
+        return leverage(table, START["generation_attention"], device=CPU, size=4)
+
+    few, many = of(15), of(200)
+    assert (few > 0).all()
+    assert (few < 1).all()
+    # Their sum is the number of constants that are fitted rather than assumed.
+    assert 3 < few.sum() <= many.sum() < len(START["generation_attention"])
+    assert few.mean() > 5 * many.mean()
+
+
+def test_intervals_after_few_rows_of_a_cpu_hold_what_they_say() -> None:
+    """Forms whose constants must be learned from 20 noisy rows: without studentising, 78% are covered here."""
+    rng = np.random.default_rng(1)
+    truth = {name: value * float(np.exp(rng.normal(0, 0.5))) for name, value in START["gemm"].items()}
+    truth["compute"] = 0.8
+    dims = _planned("gemm", 120, seed=0)
+    latency = analytic_ms("gemm", columns("gemm", dims), device=CPU, size=4, constants=truth)
+    noisy = Table("gemm", dims, latency * np.exp(rng.normal(0, 0.08, len(dims))))
+    inside = []
+    for draw in range(3):
+        order = np.random.default_rng(draw).permutation(len(dims))
+        asked = noisy.take(order[20:])
+        family = fit_family(noisy.take(order[:20]), device=CPU, size=4, seed=0)
+        predicted = family.predict(asked.dims, device=CPU, size=4)
+        inside.append(np.abs(np.log(asked.latency_ms / predicted.median_ms)) <= predicted.half_width)
+    assert np.mean(inside) > 0.81
