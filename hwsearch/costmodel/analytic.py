@@ -24,7 +24,17 @@ from hwsearch.costmodel.forms.streaming import streaming
 from hwsearch.operators import Columns
 from hwsearch.records import DeviceKind, DeviceSpec
 
-__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "form_with", "forms_of", "sensitivities"]
+__all__ = [
+    "FORMS",
+    "Constant",
+    "Constants",
+    "Form",
+    "analytic_ms",
+    "analytic_of",
+    "form_with",
+    "forms_of",
+    "sensitivities",
+]
 
 FORMS: Mapping[str, Form] = {
     "gemm": GEMM,
@@ -92,6 +102,17 @@ def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constan
     form = form_with(kind, constants)
     assert form is not None, f"no form of {kind} has the constants {', '.join(sorted(constants))}"
     return 1e3 * form.seconds(c, device, size, constants)
+
+
+def analytic_of(
+    form: Form, c: Columns, *, device: DeviceSpec, size: int
+) -> Callable[[Constants], FloatArray]:
+    """Milliseconds (n,) of a form by its constants, for those who ask for the same columns again and again."""
+    if form.prepared is None:
+        seconds: Callable[[Constants], FloatArray] = partial(form.seconds, c, device, size)
+    else:
+        seconds = form.prepared(c, device, size)
+    return lambda constants: 1e3 * seconds(constants)
 
 
 def sensitivities(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import Form, analytic_ms, form_with, forms_of, sensitivities
+from hwsearch.costmodel.analytic import Form, analytic_of, form_with, forms_of, sensitivities
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
@@ -55,12 +55,13 @@ def fit_constants(
     near = None if begin is None else form_with(table.kind, begin)
     forms = forms_of(table.kind, on=device.kind) if near is None else (near,)
 
-    def error(constants: Mapping[str, float]) -> FloatArray:
-        predicted = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
-        found: FloatArray = np.log(predicted) - measured
-        return found
-
     def fitted(form: Form, shift: float) -> tuple[float, dict[str, float]]:
+        predicted = analytic_of(form, c, device=device, size=size)
+
+        def error(constants: Mapping[str, float]) -> FloatArray:
+            found: FloatArray = np.log(predicted(constants)) - measured
+            return found
+
         own = prior if prior and form is form_with(table.kind, prior) else {}
         centre = np.log([own.get(k.name, k.start) for k in form.constants])
         first = centre if begin is None else np.log([begin[k.name] for k in form.constants])

@@ -25,11 +25,12 @@ _RULE = TimingRule(half_width=0.01, max_samples=40, max_seconds=1.0, warmup_seco
 
 
 def timer_for(device: torch.device) -> Timer:
-    """The timer of a torch device."""
-    if device.type == "cpu":
-        import torch
+    """The timer of a torch device. A CUDA device becomes the current one: events and Triton's kernels go there."""
+    import torch
 
+    if device.type == "cpu":
         return CpuTimer(own_time=torch.get_num_threads() == 1)
+    torch.cuda.set_device(device)
     return CudaTimer(device, l2_bytes=cache_bytes(device) or 0)
 
 
