@@ -52,7 +52,9 @@ def _context(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatAr
     rows = c["seq_len"] * np.where(blocks > 0, group / calls, 1.0)
     tile = np.minimum(np.select([rows >= 768, rows >= 192], [256.0, 64.0], 32.0), rows)
     scores = batch * heads * pairs
-    arithmetic = scores * (4 * d / (k["compute"] * device.peak_flops) + k["score_ns"] * 1e-9)
+    # A mask is added in a pass of its own; without one, scores are scaled while their largest is looked for.
+    per_score = k["score_ns"] + blocks * k["add_ns"]
+    arithmetic = scores * (4 * d / (k["compute"] * device.peak_flops) + per_score * 1e-9)
     # Every tile of rows packs its keys and values anew.
     passes = np.ceil(rows / tile) / rows
     packed = scores * passes * 2 * size * d / (k["pack"] * device.bandwidth)
@@ -65,11 +67,12 @@ def _context(c: Columns, device: DeviceSpec, size: int, k: Constants) -> FloatAr
 
 CONTEXT_ATTENTION = Form(
     (
-        Constant("call_us", 8.0, 0.5, 500.0),
-        Constant("compute", 0.9, 0.02, 1.3),
-        Constant("score_ns", 0.5, 0.02, 50.0),
-        Constant("pack", 2.0, 0.1, 50.0),
-        Constant("row_ns", 80.0, 2.0, 2000.0),
+        Constant("call_us", 6.0, 0.5, 500.0),
+        Constant("compute", 0.85, 0.02, 1.3),
+        Constant("score_ns", 0.25, 0.01, 50.0),
+        Constant("add_ns", 0.25, 0.01, 50.0),
+        Constant("pack", 2.5, 0.1, 50.0),
+        Constant("row_ns", 90.0, 2.0, 2000.0),
         Constant("copy", 0.25, 0.02, 50.0),
         Constant("mask_us", 40.0, 1.0, 2000.0),
         Constant("mask_ns", 1.5, 0.02, 50.0),
