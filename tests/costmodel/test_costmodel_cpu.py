@@ -176,6 +176,21 @@ def test_points_of_a_cpu_are_chosen_by_its_forms() -> None:
     assert len({pick.row for pick in picks} - set(range(30))) == 5
 
 
+def test_points_are_chosen_where_a_table_shows_another_kernel() -> None:
+    """A table of FlashAttention 2 has other constants than the usual form; choosing used to end in a KeyError."""
+    other = {k.name: k.start for k in forms_of("generation_attention")[1].constants}
+    dims = _planned("generation_attention", 60, seed=0)
+    l40s = device_named("l40s")
+    c = columns("generation_attention", dims)
+    latency = analytic_ms("generation_attention", c, device=l40s, size=2, constants=other)
+    measured = Table("generation_attention", dims[:40], latency[:40])
+    assert (
+        form_with("generation_attention", fit_constants(measured, device=l40s, size=2, seed=0, starts=1))
+        is (forms_of("generation_attention")[1])
+    )
+    assert len(choose(measured, dims, np.ones(60), count=3, device=l40s, size=2, seed=0)) == 3
+
+
 def test_constants_of_a_cpu_stay_in_their_bounds() -> None:
     rng = np.random.default_rng(0)
     for kind in ("context_attention", "delta_rule_decode", "elementwise"):
