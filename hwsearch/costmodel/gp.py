@@ -85,10 +85,12 @@ class GP:
         return cls(*(arrays[name].astype(np.float32) for name in names))
 
 
-def _correlation(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _correlation(
+    a: FloatArray, b: FloatArray, out: tuple[FloatArray, FloatArray] | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Matern-5/2 correlation of scaled inputs (p, F), (q, F), and -d(correlation)/d(squared distance) times two."""
-    slope: FloatArray = a @ b.T
-    correlation = np.empty_like(slope)
+    correlation, slope = out or (np.empty((len(a), len(b))), np.empty((len(a), len(b))))
+    np.matmul(a, b.T, out=slope)
     aa, bb = (a**2).sum(axis=1)[:, None], (b**2).sum(axis=1)
     # A few rows at a time, in place: whole matrices would go through memory once for every operation.
     rows = max(1, _CACHED // max(1, len(b)))
@@ -152,21 +154,24 @@ def _learn(
     width = x.shape[1]
     prior = _prior(width)
     below = np.tri(len(x), k=-1, dtype=np.bool_)
+    # Matrices are kept from one evaluation to the next: new memory costs as much as what is done with it.
+    correlation, slope, kernel, outer = (np.empty((len(x), len(x))) for _ in range(4))
 
     def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
         scaled = x * np.exp(-theta[:width])
-        correlation, slope = _correlation(scaled, scaled)
+        _correlation(scaled, scaled, out=(correlation, slope))
         signal, noise = np.exp(2 * theta[width]), np.exp(2 * theta[width + 1]) / trust
-        kernel = signal * correlation
+        np.multiply(signal, correlation, out=kernel)
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
-        # Its transpose, which is the same matrix, has LAPACK's order of memory.
+        # The transpose is the same matrix in LAPACK's order of memory, so that all is done in place.
         factor, failed = lapack.dpotrf(kernel.T, lower=True, clean=False, overwrite_a=True)
         if failed:
             raise np.linalg.LinAlgError("the covariance is not positive definite")
         alpha = lapack.dpotrs(factor, y, lower=True)[0]
         value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum()
-        outer = alpha[:, None] * alpha
-        outer -= lapack.dpotri(factor, lower=True, overwrite_c=True)[0].T
+        inverse = lapack.dpotri(factor, lower=True, overwrite_c=True)[0].T
+        np.multiply(alpha[:, None], alpha, out=outer)
+        np.subtract(outer, inverse, out=outer)
         np.copyto(outer, outer.T, where=below)
         weighted = np.multiply(outer, slope, out=slope)
         weighted *= signal
@@ -174,7 +179,7 @@ def _learn(
         pairs = 2 * (weighted.sum(axis=1) @ scaled**2) - 2 * (scaled * (weighted @ scaled)).sum(axis=0)
         gradient = np.empty(width + 2)
         gradient[:width] = -0.5 * pairs
-        gradient[width] = -(outer * correlation).sum() * signal
+        gradient[width] = -np.multiply(outer, correlation, out=correlation).sum() * signal
         gradient[width + 1] = -(np.diag(outer) * noise).sum()
         value += 0.5 * float(((theta - prior) ** 2).sum())
         return float(value), gradient + theta - prior

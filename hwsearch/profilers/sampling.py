@@ -18,7 +18,7 @@ import torch
 
 from hwsearch.profilers.monitor import Monitor, Reading
 from hwsearch.profilers.resident import keep_freed_memory, peak_resident
-from hwsearch.profilers.timing import CpuTimer, Timer, Timing, TimingRule, time_callable
+from hwsearch.profilers.timing import CpuTimer, CudaTimer, Timer, Timing, TimingRule, time_callable
 from hwsearch.profilers.tuning import tuned, tuned_since
 from hwsearch.records import MARKS, Conditions, Execution
 
@@ -147,8 +147,12 @@ class Sampler:
         built.function()
         torch.cuda.synchronize(self._device)
         peak = torch.cuda.max_memory_allocated(self._device)
-        function = self._captured(built.function) if self._execution == "cuda-graph" else built.function
-        outcome = self._sampled(built, function, self._timer, peak=peak - before)
+        function, timer = built.function, self._timer
+        if self._execution == "cuda-graph":
+            function = self._captured(function)
+        elif built.state_bytes is not None and isinstance(timer, CudaTimer):
+            timer = timer.settled()
+        outcome = self._sampled(built, function, timer, peak=peak - before)
         return replace(
             outcome,
             conditions=replace(outcome.conditions, tuned=choice),

@@ -69,15 +69,16 @@ def test_layers_add_up_to_a_model(tmp_path: Path, execution: Execution) -> None:
         assert abs(found.error_percent) < 25, found  # a blunder, not a bar: the machine may be shared
 
 
-def test_a_captured_small_operator_is_no_slower_than_an_eager_one() -> None:
-    small = operator("elementwise", rows=16, width=1024, reads=2, writes=1)
+def test_an_operator_of_many_kernels_is_faster_captured_than_eager() -> None:
+    """A few launches hide behind the flush of the cache before them, two hundred do not."""
+    many = operator("diagonal_scan_prefill", batch=1, seq_len=4096, channels=256)
     times = {}
     for execution in ("eager", "cuda-graph"):
         with LocalBench(BenchSetup(device="cuda:0", execution=execution)) as bench:
-            row = bench.measure(small)
+            row = bench.measure(many)
         assert row.status == "ok", row.reason
         times[execution] = row.median_ms
-    assert times["cuda-graph"] < 1.2 * times["eager"]
+    assert times["cuda-graph"] < times["eager"]
 
 
 def test_energy_is_between_idle_and_the_power_limit() -> None:

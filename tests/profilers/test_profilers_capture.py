@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from hwsearch.models.contract import MixerContract
 from hwsearch.models.mixers.attention import AttentionState
+from hwsearch.operators import Operator
 from hwsearch.profilers.stack import block_runnable, model_runnable, random_model
+from hwsearch.profilers.tasks import Draw, operator_runnable
 from hwsearch.searchspace.architecture import Architecture, LayerSpec
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.block import Block
@@ -23,6 +25,7 @@ from hwsearch.searchspace.mixers import SOFTMAX_KINDS, FullAttention, NoMixer
 from hwsearch.searchspace.mixers import Mixer as Spec
 from hwsearch.searchspace.workload import Workload
 from tests.models import test_models_mixers
+from tests.profilers import test_profilers_workbench
 
 _META = torch.device("meta")
 _BASE = Base(
@@ -82,6 +85,17 @@ def test_a_step_never_leaves_its_device(spec: Spec, workload: Workload) -> None:
         with _Watch() as watch:
             runnable.function()
         assert watch.host == []
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "operator", test_profilers_workbench._CASES.values(), ids=lambda operator: operator.kind
+)
+def test_an_operator_never_leaves_its_device(operator: Operator) -> None:
+    runnable = operator_runnable(operator, Draw(_META, torch.bfloat16, torch.Generator(), "torch"))
+    with _Watch() as watch:
+        runnable.function()
+    assert watch.host == []
 
 
 @torch.inference_mode()

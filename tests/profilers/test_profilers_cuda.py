@@ -14,11 +14,11 @@ import torch
 
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import operator
-from hwsearch.profilers import probe, sampling, tasks
+from hwsearch.profilers import probe, sampling, tasks, timing
 from hwsearch.profilers.environment import environment
 from hwsearch.profilers.monitor import CudaMonitor, Reading
 from hwsearch.profilers.sampling import Runnable, Sampler
-from hwsearch.profilers.timing import CpuTimer, TimingRule
+from hwsearch.profilers.timing import CpuTimer, CudaTimer, TimingRule
 from hwsearch.profilers.workbench import Workbench
 from hwsearch.records import Execution
 
@@ -126,6 +126,52 @@ def test_events_and_kernels_go_to_the_device_that_is_timed(
     monkeypatch.setattr(probe, "CudaTimer", lambda device, l2_bytes: device)
     probe.timer_for(_GPU)
     assert cuda.device == _GPU
+
+
+class _Event:
+    def __init__(self, *, enable_timing: bool) -> None: ...
+
+    def record(self) -> None:
+        _CALLS.append("event")
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
+
+
+_CALLS: list[str] = []
+
+
+@pytest.mark.parametrize(
+    ("execution", "state_bytes", "expected"),
+    [
+        (
+            "eager",
+            None,
+            ["event", "call", "event", "wait"],
+        ),  # an operator: launches hide behind the overwrite
+        ("eager", 0, ["wait", "event", "call", "event", "wait"]),  # a layer or a model
+        ("cuda-graph", 0, ["event", "event", "wait"]),
+    ],
+)
+def test_launches_count_in_what_runs_eagerly(
+    cuda: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    execution: Execution,
+    state_bytes: int | None,
+    expected: list[str],
+) -> None:
+    """The same time that hides is half of a stack of four layers and little of a model of twenty-eight."""
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 8)
+    timer = CudaTimer(torch.device("cpu"), l2_bytes=0)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: _CALLS.append("wait"))
+    rule = dataclasses.replace(_RULE, max_samples=1)
+    sampler = Sampler(_GPU, timer=timer, rule=rule, execution=execution)
+    built = Runnable(function=lambda: _CALLS.append("call"), kernel=lambda: "", state_bytes=state_bytes)
+    _CALLS.clear()
+    sampler.visit(lambda: built)
+    assert _CALLS[-len(expected) :] == expected
+    assert _CALLS[-len(expected) - 1] == "wait"  # of the warm-up
 
 
 @dataclasses.dataclass
