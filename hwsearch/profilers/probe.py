@@ -69,4 +69,5 @@ def probe_device(device: torch.device, *, dtype: str, name: str = "") -> DeviceS
         l2_bytes=cache if cache is not None else _ASSUMED_CACHE_PER_CORE * (os.cpu_count() or 1),
         dtype=dtype,
         source="measured by hwsearch" + ("" if cache is not None else "; cache assumed at 1 MiB per core"),
+        kind="cpu" if on_cpu else "gpu",
     )
