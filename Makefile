@@ -17,8 +17,10 @@ EXTRAS := dev,torch
 demo: .venv/installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# Tests of the command line and of cost models come first and take most of the time: a worker that is done takes its
+# share of what another still has before it.
 test: .venv/installed
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

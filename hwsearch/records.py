@@ -15,6 +15,7 @@ from hwsearch.operators import KINDS, Operator
 __all__ = [
     "MARKS",
     "Conditions",
+    "DeviceKind",
     "DeviceSpec",
     "Environment",
     "Execution",
@@ -26,6 +27,7 @@ __all__ = [
 
 Status = Literal["ok", "oom", "failed", "timeout", "crashed"]
 Execution = Literal["eager", "cuda-graph"]
+DeviceKind = Literal["gpu", "cpu"]
 MARKS = ("drift", "shared", "throttled", "unstable")  # what may speak against trusting samples
 
 
@@ -36,6 +38,7 @@ class DeviceSpec:
     peak_flops in FLOP/s at `dtype`, bandwidth in bytes/s, capacities in bytes. num_sms counts streaming
     multiprocessors (cores on a CPU). power_w: the power limit. link_bandwidth: bytes/s to another device of the same
     node, in one direction. Both are None where they are not known; then there is no energy and no tensor parallelism.
+    kind: whose kernels run on it, and so which analytic forms and features describe them.
     """
 
     name: str
@@ -49,6 +52,7 @@ class DeviceSpec:
     source: str
     power_w: float | None = None
     link_bandwidth: float | None = None
+    kind: DeviceKind = "gpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,24 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from hwsearch.pipeline.bench import bench_architectures
+from hwsearch.pipeline.bench import BenchRow, bench_architectures
 from hwsearch.pipeline.blocks import BlockTable, asked_blocks, load_blocks
+from hwsearch.profilers.bench import BenchSetup
 from hwsearch.profilers.environment import default_dtype, torch_device
-from hwsearch.profilers.run import Progress, profile
+from hwsearch.profilers.lock import profiling
+from hwsearch.profilers.run import Progress, measure_all, open_bench
 from hwsearch.profilers.store import Store
-from hwsearch.records import Execution
 from hwsearch.searchspace.bases import base_named
 from hwsearch.searchspace.presets import space_named
 from hwsearch.searchspace.space import SearchSpace
 from hwsearch.searchspace.workload import Workload
 
 WORKLOADS = ("prefill:batch=1,context=8k", "decode:batch=16,context=16k")
+_VISIT_S = 300.0  # longer than fla takes to tune its kernels for all layers of a mix
+_TOGETHER = 5  # models between two looks at the mixes
 
 
 class _TimeOverError(Exception):
@@ -48,7 +52,7 @@ def main() -> None:
     parser.add_argument("--visits", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="After which this call ends; call it again."
+        "--minutes", type=float, default=8.0, help="After which this call ends; call it again."
     )
     parser.add_argument("--work", type=Path, required=True, help="Where results are kept.")
     parser.add_argument("-o", "--output", type=Path)
@@ -90,19 +94,26 @@ def _profile(
         if time.monotonic() > deadline and progress.done < progress.total:
             raise _TimeOverError(f"{progress.total - progress.done} of {progress.total} visits to layers")
 
-    execution: Execution = options.execution
-    with Store.open(path, create=True) as store:
-        profile(store, [], device=options.device)  # the device's ceilings
-        profile(
+    setup = BenchSetup(
+        device=options.device,
+        seed=options.seed,
+        backend=options.backend,
+        execution=options.execution,
+    )
+    # All of it in a process of its own: this one would otherwise keep its context on the device, as another user of it.
+    with (
+        Store.open(path, create=True) as store,
+        profiling(path),
+        open_bench(setup, timeout_s=_VISIT_S) as bench,
+    ):
+        measure_all(store, bench, [])  # the device's ceilings
+        measure_all(
             store,
+            bench,
             [],
             blocks=asked_blocks(space, workloads, device=store.device()),
-            device=options.device,
             seed=options.seed,
             visits=options.visits,
-            backend=options.backend,
-            execution=execution,
-            timeout_s=180,
             on_progress=check,
         )
 
@@ -118,38 +129,40 @@ def _measured(
     blocks = load_blocks(store)
     assert isinstance(blocks, BlockTable), "no layer of the space could be measured"
     genomes = space.sample(options.architectures, rng=np.random.default_rng(options.seed + 1))
-    rows: dict[str, list[dict[str, Any]]] = {str(workload): [] for workload in workloads}
-    for number, genome in enumerate(genomes):
-        kept = store.with_name(f"{store.stem}-{number}.json")
-        if not kept.exists():
-            if time.monotonic() > deadline:
-                raise _TimeOverError(f"{len(genomes) - number} of {len(genomes)} whole models")
-            architecture = space.decode(genome, name=f"random-{number}")
-            (found,) = bench_architectures(
-                [architecture],
-                workloads,
-                device=options.device,
-                blocks=blocks,
-                backend=options.backend,
-                execution=options.execution,
-                visits=options.visits,
-                seed=options.seed,
-            )
-            content = {
-                str(row.workload): {
-                    "mixers": dict(architecture.count()),
-                    "measured_ms": row.measured_ms,
-                    "predicted_ms": row.predicted and row.predicted.median_ms,
-                    "within_interval": row.within_interval,
-                    "marks": list(row.marks),
-                    "notes": list(row.notes),
-                }
-                for row in found
-            }
-            kept.write_text(json.dumps(content), encoding="utf-8")
-        for text, row in json.loads(kept.read_text(encoding="utf-8")).items():
-            rows[text].append(row)
-    return rows
+    kept = [store.with_name(f"{store.stem}-{number}.json") for number in range(len(genomes))]
+    took = 0.0
+    while left := [number for number in range(len(genomes)) if not kept[number].exists()][:_TOGETHER]:
+        started = time.monotonic()
+        if started + took > deadline:
+            raise _TimeOverError(f"{sum(not path.exists() for path in kept)} of {len(genomes)} whole models")
+        architectures = [space.decode(genomes[number], name=f"random-{number}") for number in left]
+        found = bench_architectures(
+            architectures,
+            workloads,
+            device=options.device,
+            blocks=blocks,
+            backend=options.backend,
+            execution=options.execution,
+            visits=options.visits,
+            seed=options.seed,
+        )
+        for number, architecture, own in zip(left, architectures, found, strict=True):
+            content = {str(row.workload): _content(row, architecture.count()) for row in own}
+            kept[number].write_text(json.dumps(content), encoding="utf-8")
+        took = time.monotonic() - started
+    each = [json.loads(path.read_text(encoding="utf-8")) for path in kept]
+    return {str(workload): [one[str(workload)] for one in each] for workload in workloads}
+
+
+def _content(row: BenchRow, mixers: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "mixers": dict(mixers),
+        "measured_ms": row.measured_ms,
+        "predicted_ms": row.predicted and row.predicted.median_ms,
+        "within_interval": row.within_interval,
+        "marks": list(row.marks),
+        "notes": list(row.notes),
+    }
 
 
 def _agreement(rows: list[dict[str, Any]]) -> dict[str, float | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -32,6 +33,8 @@ DECODED: dict[str, Spec] = {
     "h3": specs.H3(width=1536),
 }
 
+FLA = importlib.util.find_spec("fla") is not None
+"""Without it the other kernels are timed all the same."""
 BATCHES = (1, 4, 16, 64, 128, 256, 512, 1024)
 TILES = [(tile, warps) for tile in (1024, 2048, 4096, 8192, 16384) for warps in (2, 4, 8)]
 Cases = Iterator[tuple[str, Callable[[], Row]]]
@@ -80,12 +83,17 @@ def _graphs(device: torch.device, copy_rate: float) -> Cases:
 SECTIONS: dict[str, Callable[[torch.device, float], Cases]] = {
     "step": _steps,
     "delta_step": _delta_steps,
+    "tiles": _tiles,
+    "graphs": _graphs,
     "convolution": _convolutions,
     "prefill": _prefills,
-    "graphs": _graphs,
     "window": _windows,
-    "tiles": _tiles,
 }
+
+
+def _rules() -> tuple[str, ...]:
+    """Backends of a step of the delta rule."""
+    return ("triton", "fla") if FLA else ("triton",)
 
 
 def _token(batch: int, device: torch.device) -> tuple[JetToken, JetParameters, Tensor, Tensor]:
@@ -163,14 +171,8 @@ def _step_case(batch: int, device: torch.device, copy_rate: float) -> Row:
         return F.rms_norm(out, (VALUE,), parameters.norm_weight_V, 1e-6) * F.silu(token.gate_BHV)[:, None]
 
     target = torch.empty_like(state)
-    row = timed(
-        {
-            "fused": one_launch,
-            "unfused_fla": partial(unfused, "fla"),
-            "unfused_triton": partial(unfused, "triton"),
-            "copy": lambda: target.copy_(state),
-        }
-    )
+    runs = {f"unfused_{rule}": partial(unfused, rule) for rule in _rules()}
+    row = timed({"fused": one_launch, **runs, "copy": lambda: target.copy_(state)})
     return {
         **row,
         "share_of_copy_bandwidth": against_copy(row, "fused", state, copy_rate),
@@ -188,23 +190,18 @@ def _delta_case(batch: int, device: torch.device, copy_rate: float) -> Row:
         *(x[:, None].double() for x in tokens), state_BHKV=state.double(), backend="reference"
     )
     errors = {}
-    for name in ("triton", "fla"):
+    for name in _rules():
         ours, _ = delta_rule(*(x[:, None] for x in tokens), state_BHKV=state, backend=name)
         errors[name] = relative_error(ours, exact)
     if not max(errors.values()) <= 1e-2:
         raise AssertionError(f"relative errors {errors}")
-    row = timed(
-        {
-            "triton": lambda: fused_delta_step(*tokens, state, in_place=True),
-            "fla": lambda: delta_rule(*(x[:, None] for x in tokens), state_BHKV=state, backend="fla"),
-        }
-    )
-    return {
-        **row,
-        "triton_share": against_copy(row, "triton", state, copy_rate),
-        "fla_share": against_copy(row, "fla", state, copy_rate),
-        "relative_errors": errors,
+    runs: dict[str, Callable[[], object]] = {
+        "triton": lambda: fused_delta_step(*tokens, state, in_place=True),
+        "fla": lambda: delta_rule(*(x[:, None] for x in tokens), state_BHKV=state, backend="fla"),
     }
+    row = timed({name: runs[name] for name in _rules()})
+    shares = {f"{name}_share": against_copy(row, name, state, copy_rate) for name in _rules()}
+    return {**row, **shares, "relative_errors": errors}
 
 
 def _tile_case(batch: int, tile: int, warps: int, device: torch.device, copy_rate: float) -> Row:
@@ -298,8 +295,8 @@ def _window_case(batch: int, length: int, device: torch.device) -> Row:
 def _graph_case(spec: Spec, device: torch.device) -> Row:
     torch.manual_seed(0)
     mixer = mixer_for(spec, HIDDEN).to(device, torch.bfloat16)
-    prompt = torch.randn(64, 70, HIDDEN, device=device, dtype=torch.bfloat16)
-    _, state = mixer(prompt, state=mixer.new_state(64, device=device, dtype=torch.bfloat16))
+    # Drawn, not left by a prompt: fla would tune its kernels for prompts first, for minutes.
+    state = mixer.new_state(64, device=device, dtype=torch.bfloat16).apply(torch.randn_like)
     token = torch.randn(64, 1, HIDDEN, device=device, dtype=torch.bfloat16)
     held: list[Tensor] = []
     graph = captured(lambda: held.append(mixer(token, state=state)[0]))

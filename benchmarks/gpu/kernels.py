@@ -7,11 +7,11 @@ d_K 96, d_V 256, 12 heads, bf16. Sections, each in a process of its own, so that
 device takes no other with it; the file is written after every case, and a case that fails is a row with its error:
   step         JetBlock's decode step at batch 1 to 1024, against convolution, gated delta rule and norm apart
   delta_step   the plain step of the gated delta rule, ours against fla's
+  tiles        tile and warps of both step kernels: what to set TILE and WARPS to
+  graphs       CUDA-graph capture of every mixer's decode
   convolution  prefill of the dynamic convolution
   prefill      the JetBlock module against the gated DeltaNet module of the same size
-  graphs       CUDA-graph capture of every mixer's decode
   window       prefill of sliding-window attention: SDPA block by block against compiled FlexAttention
-  tiles        tile and warps of both step kernels: what to set TILE and WARPS to
 Times are medians of CUDA events around graph replays, with L2 flushed before each; `again` is a second measurement of
 the same graph, so differences below theirs are noise. Bandwidths are shares of a 2 GiB device copy measured by the
 same section; `copy_ms` copies as many bytes as the step's state has.
@@ -33,13 +33,13 @@ from hwsearch.profilers.environment import environment, torch_device
 
 # Seconds until a section is stopped; together under ten minutes. fla tunes its prefill kernels at their first call.
 SECONDS = {
-    "step": 90,
-    "delta_step": 60,
-    "convolution": 40,
-    "prefill": 180,
-    "graphs": 80,
-    "window": 50,
-    "tiles": 90,
+    "step": 80,
+    "delta_step": 50,
+    "tiles": 80,
+    "graphs": 110,
+    "convolution": 30,
+    "prefill": 150,
+    "window": 80,
 }
 
 

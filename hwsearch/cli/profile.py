@@ -40,7 +40,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
     show_default="cpu",
     help="cpu, or a CUDA device such as cuda:0; repeat it for several of one model.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The store to add to.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The store to add to; a dry run needs none."
+)
 @click.option(
     "--plan",
     type=click.Choice(PLANS),
@@ -93,7 +95,7 @@ def command(
     measuring: Measuring,
     blocks: bool,
     devices: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     plan: Plan,
     points: int | None,
     target_error: str | None,
@@ -115,6 +117,8 @@ def command(
     the first that is met ends it. What the store already holds is not measured again: interrupt it and call it
     again to go on.
     """
+    if output is None and not dry_run:
+        raise InputError("nothing says where to keep what is measured: give -o gpu.db, or --dry-run")
     for device in devices:
         torch_device(device)  # refuses a device that is not there before a store is made
     dtype = dtype or default_dtype(devices[0].partition(":")[0])
@@ -152,6 +156,7 @@ def command(
         else:
             print_estimate(expected, task)
         return
+    assert output is not None
     with Store.open(output, create=True) as store, progress() as bar:
         shown = bar.add_task("measuring", total=None, status="")
         error = ""
@@ -169,7 +174,7 @@ def command(
     if as_json:
         emit_json(profiled_json(profiled, measurements, whole, plan, output))
     else:
-        print_profiled(profiled, measurements, whole, output)
+        print_profiled(profiled, measurements, whole, task, output)
 
 
 def _workers(executor: str, workers: int | None, *, gpus: int) -> Callable[[], Executor] | None:

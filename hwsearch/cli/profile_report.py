@@ -57,6 +57,7 @@ def print_profiled(
     profiled: Profiled,
     measurements: Sequence[Measurement],
     blocks: Sequence[BlockMeasurement],
+    task: Profile,
     output: Path,
 ) -> None:
     """What the store holds, the curve where there is one, and why the plan ended."""
@@ -83,10 +84,8 @@ def print_profiled(
     if profiled.too_large:
         note(f"left out: {profiled.too_large} operators do not fit into the device's memory")
     if profiled.outcome.scarce:
-        note(
-            f"too few operators asked for to fit {', '.join(profiled.outcome.scarce)}: widen the workloads, "
-            "for example batch=1..64"
-        )
+        more = "raise --points" if task.space is None else "widen the workloads, for example batch=1..64"
+        note(f"too few operators asked for to fit {', '.join(profiled.outcome.scarce)}: {more}")
     note(f"stopped: {profiled.outcome.reason}; {profiled.asked} operators are asked for")
     note(
         f"{profiled.measured} measured now, {profiled.skipped} were there already, {profiled.not_ok} could not run"
@@ -102,15 +101,16 @@ def _curve(curve: Sequence[CurvePoint]) -> Any:
     return shown
 
 
-def estimate_json(estimate: Estimate, output: Path) -> dict[str, Any]:
+def estimate_json(estimate: Estimate, output: Path | None) -> dict[str, Any]:
     """The public keys of a dry run; docs/json.md describes them."""
     return {
-        "store": str(output),
+        "store": None if output is None else str(output),
         "asked": estimate.asked,
         "done": estimate.done,
         "too_large": estimate.too_large,
         "points": estimate.points,
         "blocks": estimate.blocks,
+        "block_seconds": estimate.block_seconds,
         "kinds": dict(estimate.kinds),
         "overhead_s": estimate.overhead_s,
         "seconds_per_point": estimate.seconds_per_point,
@@ -132,13 +132,18 @@ def print_estimate(estimate: Estimate, task: Profile) -> None:
         soft_wrap=True,
     )
     points = "until the rule that stops it is met" if estimate.points is None else f"{estimate.points} points"
-    blocks = f", and {estimate.blocks} blocks, whose time is not counted" if estimate.blocks else ""
+    blocks = f", and {estimate.blocks} blocks" if estimate.blocks else ""
     to.print(f"would measure       {points} by the plan {task.plan}{blocks}", soft_wrap=True)
     to.print(
         f"a point             {estimate.seconds_per_point:.2f} s, of which {estimate.overhead_s:.2f} s whatever the "
         "operator (measured now)",
         soft_wrap=True,
     )
+    if estimate.blocks:
+        to.print(
+            f"the blocks          about {_duration(estimate.block_seconds)} (three of them measured now)",
+            soft_wrap=True,
+        )
     whole = (
         "not known before it is tried" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
     )

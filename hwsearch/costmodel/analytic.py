@@ -14,6 +14,7 @@ import numpy as np
 from hwsearch.costmodel.forms.chunked import chunked
 from hwsearch.costmodel.forms.common import Constant, Constants, FloatArray, Form
 from hwsearch.costmodel.forms.context_attention import CONTEXT_ATTENTION
+from hwsearch.costmodel.forms.cpu import CPU_FORMS
 from hwsearch.costmodel.forms.delta_rule import DELTA_RULE_PREFILL
 from hwsearch.costmodel.forms.flash_attention_2 import FLASH_ATTENTION_2_DECODE
 from hwsearch.costmodel.forms.gemm import GEMM, GEMM_POWERS_OF_TWO
@@ -21,9 +22,19 @@ from hwsearch.costmodel.forms.generation_attention import GENERATION_ATTENTION
 from hwsearch.costmodel.forms.moe import MOE
 from hwsearch.costmodel.forms.streaming import streaming
 from hwsearch.operators import Columns
-from hwsearch.records import DeviceSpec
+from hwsearch.records import DeviceKind, DeviceSpec
 
-__all__ = ["FORMS", "Constant", "Constants", "Form", "analytic_ms", "form_with", "forms_of", "sensitivities"]
+__all__ = [
+    "FORMS",
+    "Constant",
+    "Constants",
+    "Form",
+    "analytic_ms",
+    "analytic_of",
+    "form_with",
+    "forms_of",
+    "sensitivities",
+]
 
 FORMS: Mapping[str, Form] = {
     "gemm": GEMM,
@@ -74,15 +85,16 @@ _OTHER_KERNELS: Mapping[str, tuple[Form, ...]] = {
 }
 
 
-def forms_of(kind: str) -> tuple[Form, ...]:
-    """The forms of a family: that of FORMS, then those of other kernels that some devices run instead."""
-    return (FORMS[kind], *_OTHER_KERNELS.get(kind, ()))
+def forms_of(kind: str, *, on: DeviceKind = "gpu") -> tuple[Form, ...]:
+    """The forms of a family on a kind of device: the usual one, then those of other kernels that some run instead."""
+    return (CPU_FORMS[kind],) if on == "cpu" else (FORMS[kind], *_OTHER_KERNELS.get(kind, ()))
 
 
 def form_with(kind: str, constants: Iterable[str]) -> Form | None:
     """The form of a family that has exactly the constants of these names; None where no kernel's has."""
     names = set(constants)
-    return next((form for form in forms_of(kind) if {k.name for k in form.constants} == names), None)
+    known = (*forms_of(kind), *forms_of(kind, on="cpu"))
+    return next((form for form in known if {k.name for k in form.constants} == names), None)
 
 
 def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constants: Constants) -> FloatArray:
@@ -90,6 +102,17 @@ def analytic_ms(kind: str, c: Columns, *, device: DeviceSpec, size: int, constan
     form = form_with(kind, constants)
     assert form is not None, f"no form of {kind} has the constants {', '.join(sorted(constants))}"
     return 1e3 * form.seconds(c, device, size, constants)
+
+
+def analytic_of(
+    form: Form, c: Columns, *, device: DeviceSpec, size: int
+) -> Callable[[Constants], FloatArray]:
+    """Milliseconds (n,) of a form by its constants, for those who ask for the same columns again and again."""
+    if form.prepared is None:
+        seconds: Callable[[Constants], FloatArray] = partial(form.seconds, c, device, size)
+    else:
+        seconds = form.prepared(c, device, size)
+    return lambda constants: 1e3 * seconds(constants)
 
 
 def sensitivities(

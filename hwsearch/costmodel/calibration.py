@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import Form, analytic_ms, form_with, forms_of
+from hwsearch.costmodel.analytic import Form, analytic_of, form_with, forms_of, sensitivities
 from hwsearch.costmodel.tables import Table
 from hwsearch.operators import columns
 from hwsearch.records import DeviceSpec
 
-__all__ = ["fit_constants"]
+__all__ = ["fit_constants", "leverage"]
 
 FloatArray = NDArray[np.float64]
 
@@ -53,14 +53,15 @@ def fit_constants(
     if beside is not None:
         measured = measured - beside[chosen]
     near = None if begin is None else form_with(table.kind, begin)
-    forms = forms_of(table.kind) if near is None else (near,)
-
-    def error(constants: Mapping[str, float]) -> FloatArray:
-        predicted = analytic_ms(table.kind, c, device=device, size=size, constants=constants)
-        found: FloatArray = np.log(predicted) - measured
-        return found
+    forms = forms_of(table.kind, on=device.kind) if near is None else (near,)
 
     def fitted(form: Form, shift: float) -> tuple[float, dict[str, float]]:
+        predicted = analytic_of(form, c, device=device, size=size)
+
+        def error(constants: Mapping[str, float]) -> FloatArray:
+            found: FloatArray = np.log(predicted(constants)) - measured
+            return found
+
         own = prior if prior and form is form_with(table.kind, prior) else {}
         centre = np.log([own.get(k.name, k.start) for k in form.constants])
         first = centre if begin is None else np.log([begin[k.name] for k in form.constants])
@@ -82,6 +83,17 @@ def fit_constants(
         if cost < least:
             least, best = cost, found
     return best
+
+
+def leverage(table: Table, constants: Mapping[str, float], *, device: DeviceSpec, size: int) -> FloatArray:
+    """How much of each row's error (n,) its own pull on the fitted constants takes away, from 0 to 1.
+
+    That of a linear fit with the same noise and prior: where few rows fit many constants it is large.
+    """
+    slopes = sensitivities(table.kind, table.columns, device=device, size=size, constants=constants) / _NOISE
+    precision = slopes.T @ slopes + np.eye(slopes.shape[1]) / _PRIOR_SD**2
+    own: FloatArray = np.einsum("nk,kn->n", slopes, np.linalg.solve(precision, slopes.T))
+    return own
 
 
 def _named(form: Form, theta: FloatArray) -> dict[str, float]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.costmodel.analytic import FORMS, analytic_ms, form_with
+from hwsearch.costmodel.analytic import Constant, analytic_ms, form_with, forms_of
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.gp import LEAST_LEARNED, fit_covariance
@@ -234,7 +234,8 @@ def _constants(
     """Constants of the form: fitted where there are rows for it, else those to begin with."""
     prior = None if source is None else source.family.constants
     if len(table) < LEAST_LEARNED:
-        return prior or {constant.name: constant.start for constant in FORMS[table.kind].constants}
+        usual = forms_of(table.kind, on=device.kind)[0]
+        return prior or {constant.name: constant.start for constant in usual.constants}
     return fit_constants(
         table,
         device=device,
@@ -257,12 +258,23 @@ def _form(
     def log_ms(at: Mapping[str, float]) -> FloatArray:
         return np.log(analytic_ms(kind, c, device=device, size=size, constants=at))
 
-    form = form_with(kind, constants)
-    assert form is not None
     base = log_ms(constants)
     slopes = []
-    for constant in form.constants:
+    for constant in _varied(kind, constants, device=device):
         value = constants[constant.name]
         step = _STEP if value * np.exp(_STEP) <= constant.high else -_STEP
         slopes.append((log_ms({**constants, constant.name: value * float(np.exp(step))}) - base) / step)
     return base, np.stack(slopes, axis=1)
+
+
+def _varied(kind: str, constants: Mapping[str, float], *, device: DeviceSpec) -> tuple[Constant, ...]:
+    """The constants taken as uncertain: those of the usual form, or of the other kernel's that a table or source shows.
+
+    Coarse tiles of products have the usual constants and one more, which choices were compared without.
+    """
+    usual = forms_of(kind, on=device.kind)[0]
+    if all(constant.name in constants for constant in usual.constants):
+        return usual.constants
+    shown = form_with(kind, constants)
+    assert shown is not None
+    return shown.constants

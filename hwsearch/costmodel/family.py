@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.costmodel.analytic import analytic_ms, form_with, sensitivities
-from hwsearch.costmodel.calibration import fit_constants
+from hwsearch.costmodel.calibration import fit_constants, leverage
 from hwsearch.costmodel.features import feature_matrix
 from hwsearch.costmodel.intervals import Spread, fit_spread
 from hwsearch.costmodel.neighbours import Neighbours, fit_neighbours, row_keys
@@ -27,6 +27,7 @@ FloatArray = NDArray[np.float64]
 _FOLDS = 3
 _STEPS_AGAIN = 12  # of the second calibration
 _LEAST_GROWTH = 1.0  # of the interval's half-width per octave outside the measured region
+_LEAST_UNSEEN = 0.04  # of a row, where its own pull on the constants is taken out of its error
 _LEAST_ALONE = 1.0  # factor of the half-width for a shape (heads, widths) that was not measured
 
 
@@ -169,6 +170,10 @@ def fit_family(table: Table, *, device: DeviceSpec, size: int, seed: int) -> Fam
     neighbours, left, surroundings = fit_neighbours(
         table.dims, features, target, crossed.predicted, fold=crossed.fold, seed=seed
     )
+    if device.kind == "cpu":
+        # Some twenty rows fit up to eleven constants: their errors are studentised, or intervals would be too sure.
+        unseen = 1 - leverage(table, constants, device=device, size=size)
+        left = left / np.sqrt(np.maximum(unseen, _LEAST_UNSEEN))
     spread = fit_spread(
         np.hstack([features, surroundings]), left, growth=_LEAST_GROWTH, alone=_LEAST_ALONE, seed=seed
     )

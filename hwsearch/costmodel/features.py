@@ -3,6 +3,9 @@
 Every feature is computed from shapes and the device's ceilings, vectorised over columns; the log-scaled ones
 are base 2. The delta rule and the streaming kernels get no feature of the head sizes alone: their tables hold
 a single head size, and a residual must not guess what another would do.
+
+The features of a CPU are the logarithms of the dimensions and of total FLOPs and bytes: it has neither waves nor tiles
+of blocks, and its tables are small and hold every dimension at many values.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from hwsearch.costmodel.forms.context_attention import context_blocks, context_s
 from hwsearch.costmodel.forms.delta_rule import delta_lanes
 from hwsearch.costmodel.forms.gemm import cheapest_kernel
 from hwsearch.costmodel.forms.generation_attention import generation_split, planned
+from hwsearch.costmodel.region import octaves_of
 from hwsearch.operators import CHUNK, KINDS, Columns
 from hwsearch.records import DeviceSpec
 
@@ -259,5 +263,7 @@ FEATURES: Mapping[str, Callable[[Columns, DeviceSpec, int], _Features]] = {
 
 def feature_matrix(kind: str, c: Columns, *, device: DeviceSpec, size: int) -> NDArray[np.float32]:
     """Features (n, F) of a family, each contiguous; `size` is the bytes per element."""
+    if device.kind == "cpu":
+        return np.asfortranarray(octaves_of(kind, c, size=size), np.float32)
     found = FEATURES[kind](c, device, size)
     return np.stack([np.asarray(column, np.float32) for column in found.values()]).T

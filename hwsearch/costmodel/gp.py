@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 _ROOT5 = float(np.sqrt(5.0))
 _CLIP = 6.0  # standard deviations: keeps a far extrapolation finite
 _BLOCK = 4096
+_CACHED = 16384  # numbers that stay in a core's cache through several operations
 _JITTER = 1e-6
 _ROUNDS = 3
 _REFINE = 15  # iterations on the hyperparameters in each round of reweighting
@@ -84,12 +85,31 @@ class GP:
         return cls(*(arrays[name].astype(np.float32) for name in names))
 
 
-def _correlation(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _correlation(
+    a: FloatArray, b: FloatArray, out: tuple[FloatArray, FloatArray] | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Matern-5/2 correlation of scaled inputs (p, F), (q, F), and -d(correlation)/d(squared distance) times two."""
-    square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
-    root = _ROOT5 * np.sqrt(np.maximum(square, 0))
-    decay = np.exp(-root)
-    return (1 + root + root**2 / 3) * decay, 5 / 3 * (1 + root) * decay
+    correlation, slope = out or (np.empty((len(a), len(b))), np.empty((len(a), len(b))))
+    np.matmul(a, b.T, out=slope)
+    aa, bb = (a**2).sum(axis=1)[:, None], (b**2).sum(axis=1)
+    # A few rows at a time, in place: whole matrices would go through memory once for every operation.
+    rows = max(1, _CACHED // max(1, len(b)))
+    for begin in range(0, len(a), rows):
+        root, found = slope[begin : begin + rows], correlation[begin : begin + rows]
+        root *= -2
+        root += aa[begin : begin + rows] + bb
+        np.maximum(root, 0, out=root)
+        np.sqrt(root, out=root)
+        root *= _ROOT5
+        decay = np.exp(-root)
+        np.multiply(root, root, out=found)
+        found /= 3
+        root += 1
+        found += root
+        found *= decay
+        root *= 5 / 3
+        root *= decay
+    return correlation, slope
 
 
 def fit_gp(features: NDArray[np.float32], target: FloatArray, *, recipe: GPRecipe, seed: int) -> GP:
@@ -128,30 +148,38 @@ def _learn(
     x: FloatArray, y: FloatArray, trust: FloatArray, *, start: FloatArray | None, iterations: int
 ) -> FloatArray:
     """Logarithms of length scales (F), signal and noise by maximum a posteriori, from rows (n, F) and (n,)."""
-    from scipy.linalg import cho_factor, cho_solve, lapack
+    from scipy.linalg import lapack
     from scipy.optimize import minimize
 
     width = x.shape[1]
     prior = _prior(width)
+    below = np.tri(len(x), k=-1, dtype=np.bool_)
+    # Matrices are kept from one evaluation to the next: new memory costs as much as what is done with it.
+    correlation, slope, kernel, outer = (np.empty((len(x), len(x))) for _ in range(4))
 
     def negative_log_posterior(theta: FloatArray) -> tuple[float, FloatArray]:
         scaled = x * np.exp(-theta[:width])
-        correlation, slope = _correlation(scaled, scaled)
+        _correlation(scaled, scaled, out=(correlation, slope))
         signal, noise = np.exp(2 * theta[width]), np.exp(2 * theta[width + 1]) / trust
-        kernel = signal * correlation
+        np.multiply(signal, correlation, out=kernel)
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
-        factor = cho_factor(kernel, lower=True)
-        alpha = cho_solve(factor, y)
-        inverse = lapack.dpotri(factor[0], lower=True)[0]
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        outer = np.outer(alpha, alpha) - inverse
-        value = 0.5 * y @ alpha + np.log(np.diag(factor[0])).sum()
-        weighted = outer * slope * signal
+        # The transpose is the same matrix in LAPACK's order of memory, so that all is done in place.
+        factor, failed = lapack.dpotrf(kernel.T, lower=True, clean=False, overwrite_a=True)
+        if failed:
+            raise np.linalg.LinAlgError("the covariance is not positive definite")
+        alpha = lapack.dpotrs(factor, y, lower=True)[0]
+        value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum()
+        inverse = lapack.dpotri(factor, lower=True, overwrite_c=True)[0].T
+        np.multiply(alpha[:, None], alpha, out=outer)
+        np.subtract(outer, inverse, out=outer)
+        np.copyto(outer, outer.T, where=below)
+        weighted = np.multiply(outer, slope, out=slope)
+        weighted *= signal
         # Sum over pairs of weighted * (x_i - x_j)^2, for every input at once.
         pairs = 2 * (weighted.sum(axis=1) @ scaled**2) - 2 * (scaled * (weighted @ scaled)).sum(axis=0)
         gradient = np.empty(width + 2)
         gradient[:width] = -0.5 * pairs
-        gradient[width] = -(outer * correlation).sum() * signal
+        gradient[width] = -np.multiply(outer, correlation, out=correlation).sum() * signal
         gradient[width + 1] = -(np.diag(outer) * noise).sum()
         value += 0.5 * float(((theta - prior) ** 2).sum())
         return float(value), gradient + theta - prior

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hwsearch.operators import KINDS, Columns
 
-__all__ = ["Region", "axis_names", "fit_region", "shape_axes"]
+__all__ = ["Region", "axis_names", "fit_region", "octaves_of", "shape_axes"]
 
 _TOTALS = ("FLOPs", "bytes")
 _RUN_TIME = frozenset({"batch", "seq_len", "past_len", "kv_len", "window", "m", "num_tokens", "rows"})
@@ -30,8 +30,8 @@ def shape_axes(kind: str) -> list[int]:
     return [i for i, name in enumerate(KINDS[kind].dims) if name not in _RUN_TIME]
 
 
-def _axes(kind: str, c: Columns, size: int) -> NDArray[np.float64]:
-    """Octaves along every axis, (n, axes)."""
+def octaves_of(kind: str, c: Columns, *, size: int) -> NDArray[np.float64]:
+    """Octaves along every axis of the region, (n, axes)."""
     axes = []
     for name in KINDS[kind].dims:
         value = c[name]
@@ -55,7 +55,7 @@ class Region:
 
     def excess(self, c: Columns, *, size: int) -> NDArray[np.float64]:
         """Octaves by which operators leave the region along every axis, (n, axes); 0 inside."""
-        axes = _axes(self.kind, c, size)
+        axes = octaves_of(self.kind, c, size=size)
         beyond = np.maximum(self.low - axes, axes - self.high)
         return np.where(beyond > _SLACK, beyond, 0.0)
 
@@ -77,7 +77,7 @@ class Region:
 
     def describe(self, c: Columns, excess: NDArray[np.float64], *, size: int) -> str:
         """Which axes the outside rows leave by and how far, for example "n up to 151936 (measured to 65536)"."""
-        axes = _axes(self.kind, c, size)
+        axes = octaves_of(self.kind, c, size=size)
         said = []
         for i, name in enumerate(axis_names(self.kind)):
             outside = excess[:, i] > 0
@@ -107,5 +107,5 @@ def _number(octaves: float) -> str:
 
 def fit_region(kind: str, c: Columns, *, size: int) -> Region:
     """The box around measured operators."""
-    axes = _axes(kind, c, size)
+    axes = octaves_of(kind, c, size=size)
     return Region(kind, axes.min(axis=0), axes.max(axis=0))

@@ -19,6 +19,7 @@ __all__ = ["Trees", "TreesRecipe", "fit_trees"]
 
 _BLOCK = 16384  # rows per block: answers to its questions take a few dozen MB at most
 _LEAST_SEARCHED = 512  # rows; with fewer a tree's questions are found on all of them
+_SHORT = 96  # numbers; shorter rows of a histogram are summed faster one by one
 _CLIP_EVERY = 10  # trees between updates of the Huber bound
 
 
@@ -119,14 +120,16 @@ def fit_trees(
     rng = np.random.default_rng(seed)
     n, width = features.shape
     cuts = [_cut_points(features[:, f], recipe.bins) for f in range(width)]
-    usable = [f for f in range(width) if len(cuts[f])]
+    usable = np.flatnonzero([len(own) for own in cuts])
     feature = np.zeros((recipe.trees, recipe.depth), np.int16)
     threshold = np.full((recipe.trees, recipe.depth), np.inf, np.float32)
     leaf = np.zeros((recipe.trees, 2**recipe.depth), np.float32)
-    if not usable:
+    if not len(usable):
         return Trees(feature, threshold, leaf)
     # Features by rows: a question reads one contiguous column.
     codes = np.stack([np.searchsorted(cuts[f], features[:, f]) for f in usable]).astype(np.uint8)
+    thresholds = np.stack([np.resize(cuts[f], recipe.bins) for f in usable])
+    places = 2 ** np.arange(recipe.depth)[::-1]
     drawn_rows = min(n, max(_LEAST_SEARCHED, round(recipe.rows * n)))
     drawn_features = max(1, round(recipe.features * len(usable)))
     residual = target.astype(np.float64).copy()
@@ -137,15 +140,10 @@ def fit_trees(
         pull = np.clip(residual, -bound, bound)
         rows = rng.choice(n, drawn_rows, replace=False) if drawn_rows < n else np.arange(n)
         asked = rng.choice(len(usable), drawn_features, replace=False)
-        questions = _grow(codes[asked][:, rows], pull[rows], recipe)
-        leaf_of = np.zeros(n, np.int64)
-        for level, (question, position) in enumerate(questions):
-            chosen = asked[question]
-            own = cuts[usable[chosen]]
-            feature[tree, level] = usable[chosen]
-            threshold[tree, level] = own[position]
-            leaf_of *= 2
-            leaf_of += codes[chosen] > position
+        question, position = np.array(_grow(codes[asked][:, rows], pull[rows], recipe)).T
+        chosen = asked[question]
+        feature[tree], threshold[tree] = usable[chosen], thresholds[chosen, position]
+        leaf_of = places @ (codes[chosen] > position[:, None])
         count = np.bincount(leaf_of, minlength=leaf.shape[1])
         total = np.bincount(leaf_of, weights=pull, minlength=leaf.shape[1])
         leaf[tree] = (recipe.rate * total / (count + recipe.smoothing)).astype(np.float16)
@@ -155,31 +153,93 @@ def fit_trees(
 
 def _grow(codes: NDArray[np.uint8], pull: NDArray[np.float64], recipe: TreesRecipe) -> list[tuple[int, int]]:
     """One tree's questions, level by level: (row of codes (F, n), last bin that answers no)."""
-    width, n = codes.shape
-    bins = int(codes.max()) + 1
-    # Sum and count come from one histogram: the count rides in the high bits of the weight.
+    last = codes.max(axis=1)
+    bins = int(last.max()) + 1
+    # Nothing of this sample lies above a feature's last bin: that is no question.
+    nothing = np.where(np.arange(bins)[:, None] >= last, np.float32(-np.inf), np.float32(0))
     unit = 4.0 * max(float(np.abs(pull).sum()), 1e-300)
-    weights = np.tile(pull + unit, width)
-    last = codes.max(axis=1)[:, None]
-    cell = codes.astype(np.int64) + (np.arange(width) * bins)[:, None]
-    questions = []
-    leaf_of = np.zeros(n, np.int64)
-    for level in range(recipe.depth):
-        leaves = 2**level
-        index = cell + leaf_of * (width * bins)
-        packed = np.bincount(index.ravel(), weights=weights, minlength=leaves * width * bins)
-        packed = packed.reshape(leaves, width, bins)
-        count = np.rint(packed / unit)
-        # Single precision halves the work on the histograms, and a gain needs no more.
-        below_s = np.cumsum((packed - count * unit).astype(np.float32), axis=2)
-        below_n = np.cumsum(count.astype(np.float32), axis=2)
-        all_n, all_s = below_n[:, :1, -1:], below_s[:, :1, -1:]
-        gain = below_s**2 / (below_n + recipe.smoothing)
-        gain += (all_s - below_s) ** 2 / (all_n - below_n + recipe.smoothing)
-        score = gain.sum(axis=0)
-        # Nothing of this sample lies above a feature's last bin: that is no question.
-        score[np.arange(bins) >= last] = -1.0
-        question, position = divmod(int(np.argmax(score)), bins)
+    weight = pull + unit
+    # Of every leaf that holds a row, what it gains by each question: that stays until a question parts the leaf.
+    leaf_of = np.zeros(len(pull), np.int64)
+    gains = _gains(codes, weight, leaf_of, 1, unit=unit, bins=bins, smoothing=recipe.smoothing)
+    questions: list[tuple[int, int]] = []
+    while True:
+        score = nothing + gains[0]
+        for gain in gains[1:]:
+            score += gain
+        question, position = divmod(int(score.T.argmax()), bins)
         questions.append((question, position))
-        leaf_of = 2 * leaf_of + (codes[question] > position)
-    return questions
+        left = recipe.depth - len(questions)
+        if not left:
+            return questions
+        leaf_of *= 2
+        leaf_of += codes[question] > position
+        holds = np.bincount(leaf_of, minlength=2 * len(gains)) > 0
+        parted = holds[::2] & holds[1::2]
+        if not parted.any():  # no leaf has changed, nor will the next question
+            return questions + [(question, position)] * left
+        both = parted.repeat(2)
+        rows = both[leaf_of].nonzero()[0]
+        fresh = _gains(
+            codes.take(rows, axis=1),
+            weight[rows],
+            (both.cumsum() - 1)[leaf_of[rows]],
+            2 * int(parted.sum()),
+            unit=unit,
+            bins=bins,
+            smoothing=recipe.smoothing,
+        )
+        gains = [
+            found
+            for gain, new in zip(gains, parted.tolist(), strict=True)
+            for found in ((fresh.pop(), fresh.pop()) if new else (gain,))
+        ]
+        leaf_of = (holds.cumsum() - 1)[leaf_of]
+
+
+def _gains(
+    codes: NDArray[np.uint8],
+    weight: NDArray[np.float64],
+    leaf_of: NDArray[np.int64],
+    leaves: int,
+    *,
+    unit: float,
+    bins: int,
+    smoothing: float,
+) -> list[NDArray[np.float32]]:
+    """What each leaf gains by every question (bins, F), last leaf first, from codes (F, n), weights and leaves (n,).
+
+    Sum and count come from one histogram: the count rides in the high bits of the weight, in multiples of `unit`.
+    """
+    width = len(codes)
+    cells = leaves * width
+    index = codes.astype(np.int64)
+    index *= cells
+    index += leaf_of * width
+    index += np.arange(width)[:, None]
+    weights = np.empty(codes.shape)
+    weights[:] = weight
+    packed = np.bincount(index.ravel(), weights=weights.ravel(), minlength=bins * cells).reshape(bins, cells)
+    count = packed / unit
+    np.rint(count, out=count)
+    # Single precision halves the work on the histograms, and a gain needs no more. Counts begin at the smoothing.
+    below = np.empty((bins, 2, cells), np.float32)
+    below[:, 1] = count
+    below[0, 1] += np.float32(smoothing)
+    below[:, 0] = np.subtract(packed, np.multiply(count, unit, out=count), out=count)
+    if 2 * cells < _SHORT:
+        np.add.accumulate(below, axis=0, out=below)
+    else:  # numpy would add number by number: long rows are added whole
+        row, *others = below.reshape(bins, -1)
+        for own in others:
+            np.add(row, own, own)
+            row = own
+    below_s, below_n = below[:, 0], below[:, 1]
+    all_s, all_n = below[-1, :, ::width].repeat(width, axis=1)
+    gain = below_s * below_s
+    gain /= below_n
+    above_s = np.subtract(all_s, below_s, below_s)
+    above_s *= above_s
+    above_s /= np.subtract(all_n + np.float32(smoothing), below_n, below_n)
+    gain += above_s
+    return list(gain.reshape(bins, leaves, width).transpose(1, 0, 2)[::-1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import TypeVar
 
 from hwsearch.errors import DependencyError, InputError, unknown_name
@@ -28,6 +29,12 @@ def require_torch(*, purpose: str) -> None:
     """Raise DependencyError where torch is absent; `purpose` starts the message ("profiling")."""
     if importlib.util.find_spec("torch") is None:
         raise DependencyError("torch", extra="torch", purpose=purpose)
+
+
+@cache
+def _installed(package: str) -> bool:
+    """Looked up once: to search every folder for what is not there takes longer than a step's kernels to launch."""
+    return importlib.util.find_spec(package) is not None
 
 
 def choose(operation: str, *, backend: str, implementations: Mapping[str, Implementation]) -> Implementation:
@@ -48,7 +55,7 @@ def resolve(operation: str, *, backend: str, device_type: str, implementations: 
             (
                 name
                 for name in _DISTRIBUTION
-                if device_type == "cuda" and name in implementations and importlib.util.find_spec(name)
+                if device_type == "cuda" and name in implementations and _installed(name)
             ),
             "torch",
         )
@@ -60,7 +67,7 @@ def resolve(operation: str, *, backend: str, device_type: str, implementations: 
                 f"{operation}: backend {backend} runs on CUDA devices, and the tensors are on {device_type}: "
                 "use backend auto or torch"
             )
-        if importlib.util.find_spec(backend) is None:
+        if not _installed(backend):
             raise DependencyError(
                 _DISTRIBUTION[backend], extra="gpu", purpose=f"{operation} on backend {backend}"
             )

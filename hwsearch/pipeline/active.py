@@ -285,7 +285,7 @@ def check_stop(name: Plan, stop: Stop) -> None:
     if name not in PLANS:
         raise unknown_name("plan", name, PLANS)
     if name != "grid" and stop == Stop():
-        raise InputError(f"a {name} plan needs to know when to stop: give --points, --target-error or --time")
+        raise InputError(f"--plan {name} needs to know when to stop: give --points, --target-error or --time")
     for what, value in (("points", stop.points), ("target error", stop.error), ("time", stop.seconds)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{what}: must be above 0, got {value:g}")

@@ -107,15 +107,18 @@ def bench_architectures(
     Rounds go through all of them, each in another random order: what the machine does to some of the visits, it does to
     every architecture alike. A model is built anew for each round, so that only one is in memory. Mixes of layers that
     the blocks hold are measured again among them, one a round: how far the machine has changed since.
-    Raises InputError for a device that is not there, workloads of several dtypes, and a mixer without a module.
+    Raises InputError for a device that is not there, workloads of several dtypes, a mixer without a module, and a model
+    that needs more memory than is free; DataError for one that cannot run all the same.
     """
-    from hwsearch.profilers.environment import torch_device
+    from hwsearch.profilers.environment import available_bytes, torch_device
     from hwsearch.profilers.whole import WholeBench
 
     target = torch_device(device)
-    bench = WholeBench(
-        target, dtype=_one_dtype(workloads), backend=cast("Backend", backend), execution=execution
-    )
+    dtype = _one_dtype(workloads)
+    for architecture in architectures:
+        for workload in workloads:
+            _check_memory(architecture, workload, available_bytes(target))
+    bench = WholeBench(target, dtype=dtype, backend=cast("Backend", backend), execution=execution)
     comparable = blocks is not None and (blocks.backend, blocks.execution) == (backend, execution)
     mixes = _mixes(blocks, architectures, workloads) if blocks is not None and comparable else {}
     found: list[dict[Workload, list[WholeTime]]] = [{w: [] for w in workloads} for _ in architectures]
@@ -146,6 +149,16 @@ def bench_architectures(
         ]
         for architecture, times in zip(architectures, found, strict=True)
     ]
+
+
+def _check_memory(architecture: Architecture, workload: Workload, available_bytes: int) -> None:
+    """InputError for a model that memory cannot hold, before it is built: a CPU's system would kill the process."""
+    needed = memory_of(architecture, workload, device_bytes=available_bytes, host=ENGINE).total_bytes
+    if needed > available_bytes:
+        raise InputError(
+            f"{architecture.name} at {workload} needs about {needed / 2**30:.1f} GiB, and "
+            f"{available_bytes / 2**30:.1f} are free: give a smaller batch or context"
+        )
 
 
 def _mixes(

@@ -53,6 +53,7 @@ __all__ = [
 
 _FILE = "blocks.json"
 _CACHES = 8  # what lies behind so many times the last cache is as far away as it gets
+_FITS = 0.75  # of the device's memory for a mix's weights and caches: activations want some too
 _FORMAT, _VERSION = "hwsearch measured blocks", 1
 
 
@@ -295,7 +296,10 @@ def asked_blocks(space: SearchSpace, workloads: Iterable[Workload], *, device: D
             if block.layer is not None and sizes[-1] < 2 * own <= most_bytes:
                 asked |= dict.fromkeys(block.among(count * own) for count in (2, space.num_layers))
         if len(space.choices) > 1:
-            asked |= dict.fromkeys(mixes_of_space(space, workload, most_bytes=most_bytes))
+            mixes = mixes_of_space(
+                space, workload, most_bytes=most_bytes, fit_bytes=_FITS * device.memory_bytes
+            )
+            asked |= dict.fromkeys(mixes)
     return list(asked)
 
 

@@ -103,7 +103,8 @@ class Profile:
             raise InputError("--from tells an active plan where to start: add --plan active")
         if self.source is not None and self.source.dtype != self.dtype:
             raise InputError(
-                f"the source model is for {self.source.dtype}, and {self.dtype} is to be measured"
+                f"the source model is for {self.source.dtype}, and {self.dtype} is to be measured: give "
+                f"--dtype {self.source.dtype}, or leave --from out"
             )
         if self.source is not None:
             check_source(self.source)

@@ -119,7 +119,10 @@ def _load_stores(paths: Iterable[Path], source: Path, ceilings: DeviceSpec | Non
         )
     first = usable[0]
     name = first.environment.device_name
-    device = _device(name, source, ceilings or devices.get(name))
+    stored = devices.get(name)
+    if ceilings is not None and stored is not None:
+        ceilings = replace(ceilings, kind=stored.kind)
+    device = _device(name, source, ceilings or stored)
     merged = _merged(len(usable), tables)
     for kind, table in tables.items():
         wrong = suspicious(kind, table.dims, table.latency_ms, device=device, size=dtype_bytes(first.dtype))

@@ -131,8 +131,6 @@ class LocalBench:
 
 def _workbench(setup: BenchSetup) -> Workbench:
     require_torch(purpose="profiling")
-    import torch
-
     from hwsearch.profilers.environment import default_dtype, environment, torch_device
     from hwsearch.profilers.monitor import monitor_of
     from hwsearch.profilers.probe import timer_for
@@ -146,8 +144,6 @@ def _workbench(setup: BenchSetup) -> Workbench:
         )
     dtype = setup.dtype or default_dtype(device.type)
     dtype_bytes(dtype)  # refuses an unknown one before anything is measured
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     timer = timer_for(device)
     return Workbench(
         device=device,

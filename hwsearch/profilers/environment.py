@@ -6,7 +6,6 @@ NVML through pynvml.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hwsearch
-from hwsearch.errors import DependencyError, InputError
+from hwsearch.errors import InputError
 from hwsearch.kernels import require_torch
+from hwsearch.profilers.monitor import nvml_handle
 from hwsearch.records import Environment
 
 if TYPE_CHECKING:
@@ -149,21 +149,10 @@ def _cpu_clocks() -> str:
 
 def _nvml_facts(device: torch.device) -> tuple[str, str, str]:
     """UUID, driver version and highest clocks of a CUDA device."""
-    if importlib.util.find_spec("pynvml") is None:
-        raise DependencyError("nvidia-ml-py", extra="gpu", purpose="profiling on an NVIDIA GPU")
-    import pynvml
-    import torch
-
-    # NVML counts all GPUs, torch only the visible ones: the UUID is what both know.
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        sm = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        memory = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-        return uuid, str(pynvml.nvmlSystemGetDriverVersion()), f"at most {sm} MHz, memory {memory} MHz"
-    finally:
-        pynvml.nvmlShutdown()
+    nvml, handle, uuid = nvml_handle(device)
+    sm = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+    memory = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    return uuid, str(nvml.nvmlSystemGetDriverVersion()), f"at most {sm} MHz, memory {memory} MHz"
 
 
 def _number(path: Path) -> int | None:

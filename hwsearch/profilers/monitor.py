@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hwsearch.errors import DependencyError
+from hwsearch.errors import DependencyError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +111,10 @@ def _share(before: tuple[int, int | None], after: tuple[int, int | None]) -> flo
 
 
 class CudaMonitor:
-    """NVML of one device. Close it, or use it as a context manager."""
+    """NVML of one device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._nvml, self._handle = nvml_handle(device)
+        self._nvml, self._handle, _ = nvml_handle(device)
         self.start()
 
     def start(self) -> None:
@@ -158,17 +158,26 @@ class CudaMonitor:
         return [reason for bit, reason in _REASONS.items() if bits & bit]
 
 
-def nvml_handle(device: torch.device) -> tuple[ModuleType, Any]:
-    """NVML, initialised, and its handle of a CUDA device; DependencyError without nvidia-ml-py."""
+def nvml_handle(device: torch.device) -> tuple[ModuleType, Any, str]:
+    """NVML, initialised, its handle of a CUDA device, and the device's UUID.
+
+    DependencyError without nvidia-ml-py, InputError where NVML does not know the device (a part of one under MIG).
+    """
     if importlib.util.find_spec("pynvml") is None:
         raise DependencyError("nvidia-ml-py", extra="gpu", purpose="profiling on an NVIDIA GPU")
     import pynvml
     import torch
 
-    pynvml.nvmlInit()
     # NVML counts all GPUs, torch only the visible ones: the UUID is what both know.
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid), uuid
+    except pynvml.NVMLError as error:
+        raise InputError(
+            f"NVML does not know {device} ({uuid}: {error}): clocks and other processes cannot be watched; see "
+            "whether nvidia-smi lists it, and profile a whole GPU"
+        ) from error
 
 
 def _asked(nvml: ModuleType, question: Any) -> Any:

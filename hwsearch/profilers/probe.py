@@ -25,11 +25,12 @@ _RULE = TimingRule(half_width=0.01, max_samples=40, max_seconds=1.0, warmup_seco
 
 
 def timer_for(device: torch.device) -> Timer:
-    """The timer of a torch device."""
-    if device.type == "cpu":
-        import torch
+    """The timer of a torch device. A CUDA device becomes the current one: events and Triton's kernels go there."""
+    import torch
 
+    if device.type == "cpu":
         return CpuTimer(own_time=torch.get_num_threads() == 1)
+    torch.cuda.set_device(device)
     return CudaTimer(device, l2_bytes=cache_bytes(device) or 0)
 
 
@@ -68,4 +69,5 @@ def probe_device(device: torch.device, *, dtype: str, name: str = "") -> DeviceS
         l2_bytes=cache if cache is not None else _ASSUMED_CACHE_PER_CORE * (os.cpu_count() or 1),
         dtype=dtype,
         source="measured by hwsearch" + ("" if cache is not None else "; cache assumed at 1 MiB per core"),
+        kind="cpu" if on_cpu else "gpu",
     )

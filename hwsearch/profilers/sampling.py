@@ -18,7 +18,7 @@ import torch
 
 from hwsearch.profilers.monitor import Monitor, Reading
 from hwsearch.profilers.resident import keep_freed_memory, peak_resident
-from hwsearch.profilers.timing import CpuTimer, Timer, Timing, TimingRule, time_callable
+from hwsearch.profilers.timing import CpuTimer, CudaTimer, Timer, Timing, TimingRule, time_callable
 from hwsearch.profilers.tuning import tuned, tuned_since
 from hwsearch.records import MARKS, Conditions, Execution
 
@@ -32,7 +32,8 @@ _WAITED = 0.05  # share of the time without a core from which a measurement is c
 _REFERENCE_CALLS = 5
 _REFERENCE_KEPT = 50
 _REFERENCE_SIDE = {"cpu": 192, "cuda": 4096}
-_ENERGY_S = 0.4  # the energy counter of a GPU moves some ten times a second
+_ENERGY_S, _ENERGY_MOST_S = 0.4, 1.2  # the energy counter of a GPU moves some ten times a second, or slower
+_ENERGY_LOOK_MS = 5.0  # of calls between two looks at it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,11 @@ class Reference:
 
 
 class Sampler:
-    """Takes samples on one device."""
+    """Takes samples on one device.
+
+    broken: a CUDA graph could not be captured. Its stream stays the current one then, and the allocator goes on as if
+    it were being captured (pytorch 180395 and 190348, mended after 2.12).
+    """
 
     def __init__(
         self,
@@ -111,6 +116,7 @@ class Sampler:
         self._energy = energy
         self._sampled_s = 0.0
         self._retried_s = 0.0
+        self.broken = False
 
     def visit(self, build: Callable[[], Runnable], *, flush_bytes: int = 0) -> Outcome:
         """Build something and sample it. What building or running raises passes through.
@@ -141,8 +147,12 @@ class Sampler:
         built.function()
         torch.cuda.synchronize(self._device)
         peak = torch.cuda.max_memory_allocated(self._device)
-        function = self._captured(built.function) if self._execution == "cuda-graph" else built.function
-        outcome = self._sampled(built, function, self._timer, peak=peak - before)
+        function, timer = built.function, self._timer
+        if self._execution == "cuda-graph":
+            function = self._captured(function)
+        elif built.state_bytes is not None and isinstance(timer, CudaTimer):
+            timer = timer.settled()
+        outcome = self._sampled(built, function, timer, peak=peak - before)
         return replace(
             outcome,
             conditions=replace(outcome.conditions, tuned=choice),
@@ -158,8 +168,10 @@ class Sampler:
                 function()
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        self.broken = True
         with torch.cuda.graph(graph):
             function()
+        self.broken = False
         return graph.replay
 
     def _sampled(
@@ -192,7 +204,9 @@ class Sampler:
             peak_reserved_bytes=None,
             workspace_bytes=None,
             state_bytes=built.state_bytes,
-            energy_j=self._energy_j(function, share) if self._energy else None,
+            energy_j=self._energy_j(function, statistics.median(timing.samples_ms), share)
+            if self._energy
+            else None,
         )
 
     def _attempt(self, function: Callable[[], object], timer: Timer) -> tuple[float, Timing, Reading]:
@@ -231,14 +245,28 @@ class Sampler:
             marks=tuple(name for name in MARKS if marks[name]),
         )
 
-    def _energy_j(self, function: Callable[[], object], share: float) -> float | None:
-        """Joules of one call, from the counter around as many calls as fill _ENERGY_S; None without a counter."""
-        if self._monitor is None or (before := self._monitor.energy_j()) is None:
+    def _energy_j(self, function: Callable[[], object], call_ms: float, share: float) -> float | None:
+        """Joules of one call, between the first and the last move of the counter seen in _ENERGY_S; None without one.
+
+        Read at any other time it lags by what it has not counted yet, a quarter of all where it moves every 0.1 s.
+        """
+        if self._monitor is None or (joules := self._monitor.energy_j()) is None:
             return None
+        batch = max(1, round(_ENERGY_LOOK_MS / call_ms))
+        moves: list[tuple[int, float]] = []  # calls until then, and what the counter says
         calls, started = 0, time.monotonic()
-        while time.monotonic() - started < _ENERGY_S:
-            function()
-            calls += 1
+        while (spent := time.monotonic() - started) < _ENERGY_S or (
+            len(moves) < 2 and spent < _ENERGY_MOST_S
+        ):
+            for _ in range(batch):
+                function()
             torch.cuda.synchronize(self._device)
-        after = self._monitor.energy_j()
-        return None if after is None else (after - before) / calls * share
+            calls += batch
+            now = self._monitor.energy_j()
+            if now is not None and now != joules:
+                joules = now
+                moves.append((calls, now))
+        if len(moves) < 2:
+            return None
+        (first, before), (last, after) = moves[0], moves[-1]
+        return (after - before) / (last - first) * share

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hwsearch.models.cache import HybridCache
 from hwsearch.models.configuration import HybridConfig
 from hwsearch.models.hybrid import HybridForCausalLM
-from hwsearch.models.mixers.attention import AttentionState, QueryAttention, SoftmaxAttention
+from hwsearch.models.mixers.attention import ROOM, AttentionState, QueryAttention, SoftmaxAttention
 from hwsearch.models.mixers.base import Backend, Mixer, MixerState
 from hwsearch.models.mixers.shared_kv import SharedKVAttention
 from hwsearch.profilers.sampling import Runnable
@@ -32,8 +32,6 @@ from hwsearch.searchspace.mixers import FullAttention, NoMixer
 from hwsearch.searchspace.workload import Workload
 
 __all__ = ["block_runnable", "model_runnable", "random_model"]
-
-_SEEN = 8  # tokens a recurrent mixer has seen before its decode step: its state is full after any
 
 
 def block_runnable(
@@ -218,16 +216,12 @@ def _after(
     if isinstance(state, AttentionState) and isinstance(mixer, SoftmaxAttention):
         # A window keeps no more than what its next query sees beside itself.
         kept = min(past, mixer.window - 1) if mixer.window else past
-        shape = (workload.batch, mixer.num_kv_heads, kept, mixer.head_dim)
+        # Drawn where they stay: a long cache may be half of the device's memory.
+        shape = (workload.batch, mixer.num_kv_heads, kept + ROOM, mixer.head_dim)
         keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
         seen_B = torch.full((workload.batch,), past, device=device)
-        keys, values, room, start = state.extended(keys, values)
-        return AttentionState(keys, values, seen_B, None, room, start)
-    hidden_size = next(part.in_features for part in mixer.modules() if isinstance(part, nn.Linear))
-    tokens = torch.randn(workload.batch, min(_SEEN, max(past, 1)), hidden_size, device=device, dtype=dtype)
-    after: MixerState | None = mixer(tokens, state=state)[1]
-    assert after is not None
-    return after
+        return AttentionState.within(keys, values, kept=kept, seen_B=seen_B)
+    return state.apply(lambda tensor: torch.randn_like(tensor) if tensor.is_floating_point() else tensor)
 
 
 def _rewind(states: Sequence[MixerState | None]) -> None:

@@ -165,10 +165,14 @@ class Store:
 
     def devices(self) -> list[DeviceSpec]:
         """All device ceilings in the order of their names; DataError for a row that is not one."""
+        # Stores of earlier versions do not say what kind of device it is; only the runtime of a CPU counts threads.
+        on_threads = {e.device_name for e in self._environments().values() if e.runtime.endswith(" threads")}
         devices = []
-        for name, content in self._file.query("SELECT name, content FROM devices ORDER BY name"):
+        for name, text in self._file.query("SELECT name, content FROM devices ORDER BY name"):
             with self._parsing(f"device {name}"):
-                devices.append(DeviceSpec(**json.loads(content)))
+                content = json.loads(text)
+                content.setdefault("kind", "cpu" if content["device_name"] in on_threads else "gpu")
+                devices.append(DeviceSpec(**content))
         return devices
 
     def device(self) -> DeviceSpec:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["tuned", "tuned_since"]
 
 
 def tuned() -> Mapping[str, int]:
-    """Triton's autotuned kernels and how many shapes each has been tuned for so far."""
+    """Triton's autotuned kernels, by module and name, and how many shapes each has been tuned for so far."""
     return {name: len(kernel.cache) for name, kernel in _kernels().items()}
 
 
 def tuned_since(before: Mapping[str, int]) -> dict[str, str]:
     """What the kernels that were tuned since then chose last, and cuDNN's search where it is on."""
     chosen = {
-        name: str(next(reversed(kernel.cache.values())))
+        name.rpartition(".")[2]: str(next(reversed(kernel.cache.values())))
         for name, kernel in _kernels().items()
         if len(kernel.cache) > before.get(name, 0)
     }
@@ -34,7 +35,12 @@ def tuned_since(before: Mapping[str, int]) -> dict[str, str]:
 
 def _kernels() -> dict[str, Any]:
     autotuner = sys.modules.get("triton.runtime.autotuner")
-    if autotuner is None:
-        return {}
-    kernels = (thing for thing in gc.get_objects() if type(thing) is autotuner.Autotuner)
-    return {getattr(kernel.base_fn, "__name__", repr(kernel)): kernel for kernel in kernels}
+    return {} if autotuner is None else _made(autotuner.Autotuner, len(sys.modules))
+
+
+@lru_cache(maxsize=1)
+def _made(kind: type, modules: int) -> dict[str, Any]:
+    """Kernels of that kind, fla's own among them. They come with modules: looked for again when there are more."""
+    # issubclass, not isinstance: the latter asks an object for its class, and some answer with a warning.
+    kernels = (thing for thing in gc.get_objects() if issubclass(type(thing), kind))
+    return {f"{kernel.base_fn.__module__}.{kernel.base_fn.__name__}": kernel for kernel in kernels}

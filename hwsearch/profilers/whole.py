@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hwsearch.errors import InputError
+from hwsearch.errors import DataError, InputError
 from hwsearch.models.hybrid import HybridForCausalLM
 from hwsearch.models.mixers.base import Backend
+from hwsearch.profilers.failure import failure_of, running_errors
 from hwsearch.profilers.monitor import monitor_of
 from hwsearch.profilers.probe import timer_for
 from hwsearch.profilers.resident import peak_resident
@@ -51,8 +52,9 @@ class WholeModel:
     """A model with random weights, ready to be measured; `weight_bytes` as they lie in memory."""
 
     def __init__(
-        self, model: HybridForCausalLM, *, sampler: Sampler, device: torch.device, seed: int
+        self, model: HybridForCausalLM, *, name: str, sampler: Sampler, device: torch.device, seed: int
     ) -> None:
+        self._name = name
         self._model = model
         self._sampler = sampler
         self._device = device
@@ -63,12 +65,14 @@ class WholeModel:
         return sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
 
     def visit(self, workload: Workload) -> WholeTime:
-        """Sample a workload once. What running raises, out of memory for one, passes through."""
-        return _whole_time(
-            self._sampler.visit(
+        """Sample a workload once. DataError where it cannot run, for want of memory for one."""
+        try:
+            outcome = self._sampler.visit(
                 lambda: model_runnable(self._model, workload, device=self._device, seed=self._seed)
             )
-        )
+        except running_errors() as error:
+            raise self._cannot_run(workload, error) from error
+        return _whole_time(outcome)
 
     def largest_batch(
         self,
@@ -79,7 +83,8 @@ class WholeModel:
     ) -> int:
         """The largest batch at which the workload runs, within `cap_bytes` of memory, weights included.
 
-        cap_bytes None: as much as the device has; a CPU needs a cap, or the machine would swap.
+        cap_bytes None: as much as the device has; a CPU needs a cap, or the machine would swap. DataError where it
+        fails for another reason than memory.
         """
         if cap_bytes is None and self._device.type == "cpu":
             raise InputError(
@@ -103,15 +108,20 @@ class WholeModel:
     def _runs(self, workload: Workload, cap_bytes: int | None) -> bool:
         try:
             taken = self._memory_of(workload)
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "memory" not in str(error):
-                raise
+        except running_errors() as error:
+            if failure_of(error)[0] != "oom":
+                raise self._cannot_run(workload, error) from error
             return False
         finally:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         return cap_bytes is None or self.weight_bytes + taken <= cap_bytes
+
+    def _cannot_run(self, workload: Workload, error: Exception) -> DataError:
+        status, reason = failure_of(error)
+        fix = "; give a smaller batch or context" if status == "oom" else ""
+        return DataError(f"{self._name} cannot run {workload}: {reason}{fix}")
 
     def _memory_of(self, workload: Workload) -> int:
         """Bytes at the peak of one run beside the weights; the state's where a CPU does not tell."""
@@ -176,7 +186,9 @@ class WholeBench:
         model = random_model(
             architecture, device=self._device, dtype=self._dtype, seed=seed, backend=self._backend
         )
-        return WholeModel(model, sampler=self._sampler, device=self._device, seed=seed)
+        return WholeModel(
+            model, name=architecture.name, sampler=self._sampler, device=self._device, seed=seed
+        )
 
     def visit(self, block: Block, *, seed: int) -> WholeTime:
         """Sample a block once, with random weights, in a stack as a profile measures it."""

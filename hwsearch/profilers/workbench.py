@@ -15,13 +15,15 @@ import torch
 from hwsearch.errors import DataError, InputError
 from hwsearch.operators import Operator
 from hwsearch.profilers.environment import available_bytes
+from hwsearch.profilers.failure import failure_of, running_errors
 from hwsearch.profilers.monitor import Monitor
 from hwsearch.profilers.rows import Row, Subject, pending_row, row_of
 from hwsearch.profilers.sampling import Outcome, Reference, Sampler
 from hwsearch.profilers.tasks import BACKEND, Draw, needed_bytes, operator_runnable
 from hwsearch.profilers.timing import Timer, TimingRule
-from hwsearch.records import Environment, Execution, Status
+from hwsearch.records import Environment, Execution
 from hwsearch.searchspace.block import Block
+from hwsearch.searchspace.mixers import SOFTMAX_KINDS
 
 if TYPE_CHECKING:
     from hwsearch.models.mixers.base import Backend
@@ -78,8 +80,8 @@ class Workbench:
                     outcome = self._operator(subject, visit)
                 case Block():
                     outcome = self._block(subject, visit)
-        except (InputError, RuntimeError, MemoryError) as error:
-            status, reason = _failure(error)
+        except running_errors(InputError) as error:
+            status, reason = failure_of(error)
             return self._row(subject, {"samples_ms": (), "kernel": "", "status": status, "reason": reason})
         return self._row(subject, _found(outcome))
 
@@ -87,6 +89,11 @@ class Workbench:
         """Give memory back between subjects; DataError where a failed one has broken the CUDA context."""
         if self.device.type != "cuda":
             return
+        if self._sampler.broken:
+            raise DataError(
+                f"a CUDA graph that could not be captured leaves {self.device} unusable in this process; what was "
+                "measured is stored: run the same command again to go on"
+            )
         try:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
@@ -150,17 +157,17 @@ def _found(outcome: Outcome) -> dict[str, Any]:
     return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
 
 
-def _failure(error: Exception) -> tuple[Status, str]:
-    """Status and reason of a row that an error ended."""
-    # torch.OutOfMemoryError is CUDA's only; the CPU allocator raises a RuntimeError that says so.
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    out_of_memory = out_of_memory or "can't allocate memory" in str(error)
-    return "oom" if out_of_memory else "failed", (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _block_bytes(block: Block) -> int:
-    """About the memory that one copy of a block takes: weights, the state twice, activations of a layer."""
+    """About the memory that one copy of a block takes: weights, states, activations of a layer.
+
+    A cache is written in place; a recurrent layer's step makes another state, and a captured one a third.
+    """
     workload = block.workload
+    recurrent = workload.batch * sum(
+        layer.mixer.cache_bytes(workload.context, workload.element_bytes)
+        for layer in block.layers
+        if layer.mixer.kind not in SOFTMAX_KINDS
+    )
     width = block.hidden_size + max((layer.ffn.intermediate_size for layer in block.layers), default=0)
     activations = 6 * workload.element_bytes * workload.pass_tokens * width
-    return block.weight_bytes + 2 * block.state_bytes + activations
+    return block.weight_bytes + block.state_bytes + 2 * recurrent + activations

@@ -178,7 +178,7 @@ def pass_bytes_of_space(
 
     They span nine tenths of the space's models. most_bytes: beyond it more makes no difference either.
     """
-    _, whole = _sampled(space, workload)
+    _, whole, _ = _sampled(space, workload)
     low, high = np.clip(np.percentile(whole, _TAILS), _LEAST_BYTES, most_bytes)
     count = min(_MOST_SIZES, 1 + round(math.log2(high / low)))
     sizes = np.geomspace(low, high, count) if count > 1 else [math.sqrt(low * high)]
@@ -195,16 +195,21 @@ def _layer(layer: LayerSpec, base: Base, workload: Workload) -> Block:
     )
 
 
-def mixes_of_space(space: SearchSpace, workload: Workload, *, most_bytes: float = math.inf) -> list[Block]:
+def mixes_of_space(
+    space: SearchSpace, workload: Workload, *, most_bytes: float = math.inf, fit_bytes: float = math.inf
+) -> list[Block]:
     """The layers of models of a space from the smallest to the largest, at most _MIXED of each, at the model's size.
 
-    Not of models whose layers are all the same: stacks of these are blocks of their own.
+    Not of models whose layers are all the same: stacks of these are blocks of their own. fit_bytes: what a mix's own
+    weights and caches may take.
     """
-    genomes, whole = _sampled(space, workload)
+    genomes, whole, held = _sampled(space, workload)
     left = {
         picked: float(size)
-        for picked, size in zip(map(tuple, genomes[:, :_MIXED].tolist()), whole, strict=True)
-        if len(set(picked)) > 1
+        for picked, size, own in zip(
+            map(tuple, genomes[:, :_MIXED].tolist()), whole, held[:, :_MIXED].sum(axis=1), strict=True
+        )
+        if len(set(picked)) > 1 and own <= fit_bytes
     }
     mixes = []
     for wanted in np.geomspace(min(left.values()), max(left.values()), _MIXES).tolist() if left else ():
@@ -221,12 +226,13 @@ def mixes_of_space(space: SearchSpace, workload: Workload, *, most_bytes: float 
     return mixes
 
 
-def _sampled(space: SearchSpace, workload: Workload) -> tuple[Genomes, NDArray[np.int64]]:
-    """Models of a space at random (n, layers), and the bytes (n,) that each goes through in one pass."""
+def _sampled(space: SearchSpace, workload: Workload) -> tuple[Genomes, NDArray[np.int64], NDArray[np.int64]]:
+    """Models of a space at random (n, layers), the bytes (n,) each goes through in one pass, and its layers' own."""
     layers = [_layer(choice, space.base, workload) for choice in space.choices]
     each = np.array([layer.weight_bytes + layer.state_bytes for layer in layers])
     genomes = space.sample(_SAMPLES, rng=np.random.default_rng(0))
-    return genomes, _frame(space.base, workload).weight_bytes + each[genomes].sum(axis=1)
+    held = each[genomes]
+    return genomes, _frame(space.base, workload).weight_bytes + held.sum(axis=1), held
 
 
 def _frame(base: Base, workload: Workload) -> Block:

@@ -137,6 +137,28 @@ def test_the_largest_batch_within_a_memory(hwsearch: Call, folder: Path) -> None
     assert "cannot read the budget" in hwsearch(*command, "--memory", "much").complaint
 
 
+def test_what_cannot_run_is_one_line(hwsearch: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = hwsearch("bench", folder / "tiny", "--workload", "decode:batch=4,context=1000000k").complaint
+    assert "are free: give a smaller batch or context" in large
+
+    def fails(*_: object, **__: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nat line 3")
+
+    monkeypatch.setattr("hwsearch.profilers.whole.model_runnable", fails)
+    found = hwsearch("bench", folder / "tiny", *ASKED).complaint
+    assert found.endswith("can't allocate memory; give a smaller batch or context")
+    assert "cannot run prefill:batch=1,context=24" in found
+
+
+def test_a_defect_is_no_full_memory(hwsearch: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> object:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("hwsearch.profilers.whole.model_runnable", fails)
+    asked = ("--workload", "decode:batch=max,context=64", "--memory", "1GiB")
+    assert "illegal memory access" in hwsearch("bench", folder / "tiny", *asked).complaint
+
+
 def test_measured_blocks_are_part_of_a_saved_model(folder: Path, tmp_path: Path) -> None:
     table = load_blocks(folder / "tiny.db")
     assert table is not None

@@ -36,8 +36,28 @@ def test_a_dry_run_touches_nothing_and_says_what_it_would_do(hwsearch: Call, tmp
     assert list(tmp_path.iterdir()) == []
     assert found["points"] == found["asked"] == sum(found["kinds"].values()) > 30
     assert 0 < found["overhead_s"] <= found["seconds_per_point"]
-    assert found["seconds"] == pytest.approx(found["points"] * found["seconds_per_point"])
+    assert found["blocks"] > 6
+    assert found["block_seconds"] > 0
+    on_points = found["points"] * found["seconds_per_point"]
+    assert found["seconds"] == pytest.approx(on_points + found["block_seconds"])
     assert "roofline" in found["predicted_by"]
+    nowhere = hwsearch("profile", *SPACE, "--dry-run", "--json").json
+    assert (nowhere["store"], nowhere["asked"]) == (None, found["asked"])
+    bare = hwsearch("profile", *SPACE, "--no-blocks", "--dry-run", "--json").json
+    assert (bare["blocks"], bare["block_seconds"]) == (0, 0)
+    assert "give -o" in hwsearch("profile", *SPACE).complaint
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [((), "raise --points"), ((*SPACE, "--plan", "random"), "widen the workloads")],
+    ids=["spread", "space"],
+)
+def test_too_few_operators_for_a_fit_come_with_the_way_out(
+    hwsearch: Call, tmp_path: Path, asked: tuple[str, ...], advice: str
+) -> None:
+    done = hwsearch("profile", *asked, "--points", 8, "-o", tmp_path / "cpu.db")
+    assert advice in done.err
 
 
 def test_plans_share_a_store_and_go_on(hwsearch: Call, tmp_path: Path) -> None:

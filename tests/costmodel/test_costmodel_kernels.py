@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwsearch.costmodel.analytic import analytic_ms, form_with, forms_of, sensitivities
+from hwsearch.costmodel.analytic import analytic_ms, analytic_of, form_with, forms_of, sensitivities
 from hwsearch.costmodel.calibration import fit_constants
 from hwsearch.costmodel.devices import device_named
 from hwsearch.costmodel.forms.attention import static_splits
@@ -79,6 +79,19 @@ def test_the_fit_tells_which_tiles_a_table_of_products_shows(truth: int) -> None
     # A handful of rows is no evidence against the usual kernels.
     few = fit_constants(table.take(np.arange(4)), device=H100, size=2, seed=0, starts=1)
     assert form_with("gemm", few) is forms_of("gemm")[0]
+
+
+@pytest.mark.parametrize("kernels", [0, 1], ids=["fine", "powers of two"])
+def test_a_form_made_ready_for_a_fit_says_the_same_wherever_its_constants_move(kernels: int) -> None:
+    rng = np.random.default_rng(0)
+    dims = np.stack([rng.integers(1, 8192, 300), *(64 * rng.integers(1, 128, (2, 300)))], axis=1)
+    c, form = columns("gemm", dims), forms_of("gemm")[kernels]
+    ready = analytic_of(form, c, device=L40S, size=2)
+    start = {k.name: k.start for k in form.constants}
+    moved = ({**start, k.name: value} for k in form.constants for value in (k.low, k.high, k.start))
+    for constants in moved:
+        plain = analytic_ms("gemm", c, device=L40S, size=2, constants=constants)
+        np.testing.assert_array_equal(ready(constants), plain)
 
 
 @pytest.mark.parametrize("kernels", [0, 1], ids=["fine", "powers of two"])

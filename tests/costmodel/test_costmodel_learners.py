@@ -26,6 +26,30 @@ def test_trees_agree_with_walking_each_tree() -> None:
         assert trees.predict(row[None])[0] == pytest.approx(total, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [5, 40, 700])
+def test_a_tree_asks_what_gains_most_over_all_of_its_leaves(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x = np.round(rng.normal(size=(rows, 4)), 1).astype(np.float32)
+    target = np.sin(2 * x[:, 0].astype(float)) + np.abs(x[:, 1]) + 0.1 * rng.normal(size=rows)
+    recipe = TreesRecipe(trees=1, depth=6, rows=1.0, features=1.0, clip_quantile=1.0)
+    trees = fit_trees(x, target, recipe=recipe, seed=0)
+
+    def gain(leaf_of: NDArray[np.int64]) -> float:
+        total, count = np.bincount(leaf_of, weights=target), np.bincount(leaf_of)
+        return float((total**2 / (count + recipe.smoothing)).sum())
+
+    leaf_of = np.zeros(rows, np.int64)
+    for feature, threshold in zip(trees.feature[0], trees.threshold[0], strict=True):
+        found = gain(2 * leaf_of + (x[:, feature] > threshold))
+        best = max(
+            gain(2 * leaf_of + (x[:, f] > value)) for f in range(4) for value in np.unique(x[:, f])[:-1]
+        )
+        assert found == pytest.approx(best, rel=1e-5)
+        leaf_of = 2 * leaf_of + (x[:, feature] > threshold)
+    expected = [recipe.rate * target[leaf_of == one].sum() / ((leaf_of == one).sum() + 1) for one in leaf_of]
+    np.testing.assert_allclose(trees.predict(x), expected, rtol=2e-3, atol=1e-6)
+
+
 def test_trees_learn_a_step_and_ignore_outliers() -> None:
     rng = np.random.default_rng(1)
     x = rng.uniform(size=(2000, 3)).astype(np.float32)

@@ -64,11 +64,16 @@ def _alone(table: Table) -> CostModel:
     )
 
 
+@pytest.fixture(scope="module")
+def alone(few: Table) -> CostModel:
+    return _alone(few)
+
+
 def test_few_points_and_a_source_beat_few_points(
-    transferred: tuple[CostModel, dict[str, Gate]], few: Table, asked: Table
+    transferred: tuple[CostModel, dict[str, Gate]], alone: CostModel, asked: Table
 ) -> None:
     model, gates = transferred
-    assert _mape(model, asked) < 0.8 * _mape(_alone(few), asked)
+    assert _mape(model, asked) < 0.8 * _mape(alone, asked)
     assert gates["gemm"].source_weight > 0.5
     assert gates["gemm"].errors.rows == ROWS
     answer = model.predict_table("gemm", asked.dims)
@@ -110,7 +115,7 @@ def test_kinds_without_rows_are_carried_over_and_flagged(
     assert (answer.high_ms / answer.median_ms >= 2 - 1e-9).all()
 
 
-def test_a_source_of_nonsense_costs_little(few: Table, asked: Table) -> None:
+def test_a_source_of_nonsense_costs_little(alone: CostModel, few: Table, asked: Table) -> None:
     noise = np.random.default_rng(0)
     table = gemm_table(100, seed=3)
     nonsense = Table("gemm", table.dims, table.latency_ms * np.exp(noise.normal(0, 1.5, len(table))))
@@ -123,7 +128,7 @@ def test_a_source_of_nonsense_costs_little(few: Table, asked: Table) -> None:
         seed=0,
     )
     model, gates = _transfer(source, few)
-    assert _mape(model, asked) < 1.25 * _mape(_alone(few), asked)
+    assert _mape(model, asked) < 1.25 * _mape(alone, asked)
     assert gates["gemm"].errors.mape < 1.1 * gates["gemm"].alone_mape
 
 
@@ -152,11 +157,13 @@ def test_transfer_is_deterministic(
     )
 
 
-def test_kinds_that_the_source_lacks_are_fitted_alone(fitted: CostModel, few: Table, asked: Table) -> None:
+def test_kinds_that_the_source_lacks_are_fitted_alone(
+    fitted: CostModel, alone: CostModel, few: Table, asked: Table
+) -> None:
     without = replace(fitted, families={"short_conv_decode": fitted.families["short_conv_decode"]})
     model, gates = _transfer(without, few)
     assert not gates
-    assert _mape(model, asked) == _mape(_alone(few), asked)
+    assert _mape(model, asked) == _mape(alone, asked)
 
 
 def test_too_few_rows_and_a_transferred_source_are_refused(

@@ -14,6 +14,7 @@ from hwsearch.profilers.bench import BenchSetup, LocalBench
 from hwsearch.profilers.doctor import diagnose
 from hwsearch.profilers.run import measure_all, profile
 from hwsearch.profilers.store import Store
+from hwsearch.profilers.worker import PROGRAM, Worker
 from hwsearch.records import Execution
 from hwsearch.searchspace.bases import Base
 from hwsearch.searchspace.ffn import SwiGLU
@@ -68,15 +69,16 @@ def test_layers_add_up_to_a_model(tmp_path: Path, execution: Execution) -> None:
         assert abs(found.error_percent) < 25, found  # a blunder, not a bar: the machine may be shared
 
 
-def test_a_captured_small_operator_is_no_slower_than_an_eager_one() -> None:
-    small = operator("elementwise", rows=16, width=1024, reads=2, writes=1)
+def test_an_operator_of_many_kernels_is_faster_captured_than_eager() -> None:
+    """A few launches hide behind the flush of the cache before them, two hundred do not."""
+    many = operator("diagonal_scan_prefill", batch=1, seq_len=4096, channels=256)
     times = {}
     for execution in ("eager", "cuda-graph"):
         with LocalBench(BenchSetup(device="cuda:0", execution=execution)) as bench:
-            row = bench.measure(small)
+            row = bench.measure(many)
         assert row.status == "ok", row.reason
         times[execution] = row.median_ms
-    assert times["cuda-graph"] < 1.2 * times["eager"]
+    assert times["cuda-graph"] < times["eager"]
 
 
 def test_energy_is_between_idle_and_the_power_limit() -> None:
@@ -91,24 +93,25 @@ def test_energy_is_between_idle_and_the_power_limit() -> None:
     assert 20 < watts < 1.3 * row.conditions.power_limit_w
 
 
-def test_a_kernel_that_breaks_the_device_costs_its_row_alone(tmp_path: Path) -> None:
-    from hwsearch.profilers.worker import PROGRAM, Worker
-
-    trouble = """
+_TROUBLE = """
 import torch
-from hwsearch.profilers import workbench
+from hwsearch.profilers import tasks
+from hwsearch.profilers.sampling import Runnable
 
 def broken(dims, draw):
     x, index = draw(4), torch.full((4,), 1 << 40, device=draw.device)
-    return workbench.Task(lambda: (x.index_select(0, index), torch.cuda.synchronize()), "broken")
+    return Runnable(function=lambda: (x.index_select(0, index), torch.cuda.synchronize()), kernel=lambda: "broken")
 
-workbench._BUILDERS = {**workbench._BUILDERS, "elementwise": broken}
+tasks._BUILDERS = {**tasks._BUILDERS, "elementwise": broken}
 """
+
+
+def test_a_kernel_that_breaks_the_device_costs_its_row_alone(tmp_path: Path) -> None:
     bad = operator("elementwise", rows=1, width=8, reads=1, writes=1)
     good = [operator("gemm", m=m, n=64, k=64) for m in (1, 2, 3)]
     with (
         Store.open(tmp_path / "gpu.db", create=True) as store,
-        Worker(BenchSetup(device="cuda:0"), timeout_s=120, program=trouble + PROGRAM) as bench,
+        Worker(BenchSetup(device="cuda:0"), timeout_s=120, program=_TROUBLE + PROGRAM) as bench,
     ):
         measure_all(store, bench, [*good, bad])
         status = {row.operator: row.status for row in store.measurements()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,13 @@ CONTRACT = [
     for name in dir(case)
     if name.startswith("test_") and name != "test_parameters_are_those_of_the_spec"
 ]
+
+
+@pytest.fixture(autouse=True)
+def _fp32_is_fp32() -> Iterator[None]:
+    """cuDNN would convolve fp32 numbers as TF32's, three digits of them."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def _need(backend: str) -> None:

@@ -321,7 +321,7 @@ def test_the_first_rule_that_is_met_ends_a_plan() -> None:
 
 def test_refusals() -> None:
     for name in ("random", "active"):
-        with pytest.raises(InputError, match=f"a {name} plan needs to know when to stop"):
+        with pytest.raises(InputError, match=f"--plan {name} needs to know when to stop"):
             _Bench().run(name, stop=Stop())
     for stop in (Stop(points=0), Stop(error=-0.1), Stop(seconds=float("nan"))):
         with pytest.raises(InputError, match="must be above 0"):

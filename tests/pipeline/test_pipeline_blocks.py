@@ -135,6 +135,16 @@ def test_mixes_are_models_of_the_space_from_the_smallest_to_the_largest() -> Non
     assert mixes_of_space(fixed, _DECODE) == []
 
 
+def test_only_mixes_that_a_device_holds_are_asked_for() -> None:
+    """At 128 x 64K most models of a space do not fit, and a mix that does not says nothing of how layers add up."""
+    mixes = [block for block in asked_blocks(_SPACE, [_DECODE], device=_DEVICE) if block.mix]
+    smallest = min(mix.weight_bytes + mix.state_bytes for mix in mixes)
+    small = dataclasses.replace(_DEVICE, memory_bytes=2 * smallest)
+    asked = [block for block in asked_blocks(_SPACE, [_DECODE], device=small) if block.mix]
+    assert len(asked) >= 3
+    assert all(mix.weight_bytes + mix.state_bytes < 2 * smallest for mix in asked)
+
+
 def test_the_interval_is_as_wide_as_mixes_scatter() -> None:
     frame, attention, empty = _blocks()
     times = {frame: 1.0, attention: 2.0, empty: 0.5}

@@ -67,3 +67,13 @@ def test_a_store_without_enough_of_anything_names_the_command_that_measures_more
     rows = load_rows(_stored(tmp_path / "a.db", *(_gemm(m) for m in range(1, 5))))
     with pytest.raises(DataError, match=r"gemm has 4 measured operators.*at least 15.*hwsearch profile"):
         rows.without_small(15)
+
+
+def test_a_device_file_does_not_make_a_gpu_of_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(path, create=True) as store:
+        store.add_device(dataclasses.replace(made_up_device("bench"), kind="cpu"))
+        store.add([_gemm(m) for m in range(1, 21)])
+    stated = dataclasses.replace(made_up_device("stated"), peak_flops=3e11)
+    found = load_rows(path, ceilings=stated).device
+    assert (found.kind, found.peak_flops) == ("cpu", 3e11)

@@ -10,6 +10,7 @@ import torch
 
 from hwsearch.errors import InputError
 from hwsearch.models.mixers.attention import AttentionState
+from hwsearch.models.mixers.recurrent import RecurrentState
 from hwsearch.profilers.bench import BenchSetup, LocalBench
 from hwsearch.profilers.run import Progress, measure_all
 from hwsearch.profilers.stack import _filled, block_runnable, model_runnable, random_model
@@ -251,6 +252,28 @@ def test_a_block_that_cannot_run_is_a_row() -> None:
         other = Block(hidden_size=16, workload=_DECODE.replace(dtype="bfloat16"), layer=_LAYERS[0])
         with pytest.raises(InputError, match="use one dtype"):
             bench.measure(other)
+
+
+def test_a_long_cache_is_in_memory_once() -> None:
+    """Also while it is filled: half of a device's memory would be the longest that can be measured otherwise."""
+    block = Block(hidden_size=16, workload=_DECODE.replace(context=1 << 20), layer=_LAYERS[0])
+    with LocalBench(BenchSetup(rule=_RULE)) as bench:
+        row = bench.measure(block)
+    if row.peak_memory_bytes is None:
+        pytest.skip("this system does not tell a process's peak of memory")
+    assert 0.9 * block.state_bytes < row.peak_memory_bytes < 1.4 * block.state_bytes
+
+
+def test_states_are_drawn_without_running_the_mixer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt would have fla tune its kernels for prompts, for minutes, before a decode step is measured."""
+    model = random_model(_HYBRID, device=_CPU, dtype="float32", seed=0)
+    for mixer in model.model.mixers:
+        if mixer is not None:
+            monkeypatch.setattr(mixer, "forward", None)
+    states = _filled(model.model.mixers, _DECODE, device=_CPU, dtype=torch.float32)
+    recurrent = states[2]
+    assert isinstance(recurrent, RecurrentState)
+    assert recurrent.state.std() > 0.5
 
 
 def test_a_whole_model_is_measured_and_its_largest_batch_found() -> None:

@@ -66,6 +66,7 @@ def test_probe_measures_ceilings() -> None:
     spec = probe_device(_CPU, dtype="float32", name="here")
     assert (spec.name, spec.dtype, spec.num_sms) == ("here", "float32", torch.get_num_threads())
     assert spec.source.startswith("measured by hwsearch")
+    assert spec.kind == "cpu"
     assert spec.device_name == environment(_CPU).device_name
     # The slowest and fastest machines this could run on.
     assert 1e9 < spec.peak_flops < 1e14

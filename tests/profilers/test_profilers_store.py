@@ -16,7 +16,7 @@ from hwsearch.errors import DataError, OutputError
 from hwsearch.operators import operator
 from hwsearch.profilers.store import Store
 from hwsearch.profilers.store_file import APPLICATION_ID, SCHEMA_VERSION
-from hwsearch.records import DeviceSpec, Environment, Measurement
+from hwsearch.records import DeviceKind, DeviceSpec, Environment, Measurement
 
 _HERE = Environment(
     device_name="bench", runtime="torch 0.0, 1 threads", versions={"python": "3", "torch": "0"}
@@ -91,6 +91,23 @@ def test_one_device_is_asked_for(path: Path) -> None:
         store.add_device(dataclasses.replace(_DEVICE, name="another"))
         with pytest.raises(DataError, match="one device; it holds: another, bench"):
             store.device()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kind"), [("torch 0.0, 2 threads", "cpu"), ("torch 0.0, CUDA 13", "gpu")]
+)
+def test_earlier_stores_do_not_say_what_kind_of_device_it_is(
+    tmp_path: Path, runtime: str, kind: DeviceKind
+) -> None:
+    path = tmp_path / "earlier.db"
+    with Store.open(path, create=True) as store:
+        store.add([_measured(1, environment=dataclasses.replace(_HERE, runtime=runtime))])
+        store.add_device(_DEVICE)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE devices SET content = json_remove(content, '$.kind')")
+    connection.close()
+    with Store.open(path) as store:
+        assert store.device() == dataclasses.replace(_DEVICE, kind=kind)
 
 
 def test_tens_of_thousands_of_rows_are_quick(tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def _raising(error: BaseException) -> Callable[[object, object], object]:
         (RuntimeError("shapes do not fit\nat line 3"), "failed", "shapes do not fit"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "oom", "DefaultCPUAllocator"),
         (torch.OutOfMemoryError("CUDA out of memory"), "oom", "CUDA out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "oom", "CUDA error"),
+        (RuntimeError("CUDA error: an illegal memory access"), "failed", "CUDA error"),
         (MemoryError(), "oom", "MemoryError"),
     ],
 )
@@ -138,6 +140,15 @@ def test_failures_become_rows(
     assert (row.status, row.samples_ms) == (status, ())
     assert row.reason.startswith(reason)
     assert "\n" not in row.reason
+
+
+def test_what_triton_cannot_run_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors are no RuntimeErrors: they would end a worker, and with it what its kernels were tuned to."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    error = errors.OutOfResources(270000, 232448, "shared memory")
+    monkeypatch.setattr(tasks, "_BUILDERS", {"gemm": _raising(error)})
+    row = _BENCH.measure(_GEMM)
+    assert (row.status, row.reason[:15]) == ("failed", "out of resource")
 
 
 @pytest.mark.parametrize("error", [KeyError("defect"), KeyboardInterrupt()])

@@ -54,12 +54,14 @@ class Form:
     """The analytic form of a family: columns (n,), device, bytes per element, constants -> seconds (n,).
 
     settled: the same, up to the constants, with every kernel held that those given choose; None where a form chooses
-    no kernels.
+    no kernels. prepared: the same, up to the constants, with all worked out that no constant changes, which a fit asks
+    for again and again; None where that is little.
     """
 
     constants: tuple[Constant, ...]
     seconds: Callable[[Columns, DeviceSpec, int, Constants], FloatArray]
     settled: Callable[[Columns, DeviceSpec, int, Constants], Callable[[Constants], FloatArray]] | None = None
+    prepared: Callable[[Columns, DeviceSpec, int], Callable[[Constants], FloatArray]] | None = None
 
 
 def pnorm(a: FloatArray, b: FloatArray, p: float) -> FloatArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,11 @@ _TILES = (
 )
 _POWERS_OF_TWO = tuple((tm, tn) for tm in (64, 128, 256) for tn in (64, 128, 256) if tm * tn <= 128 * 256)
 _SPLITS = (1, 3, 8, 24)
+# Constants that a search depends on.
+_OF_KERNELS = ("compute", "feed", "overlap", "tail", "wave_us", "split_us")
+_SEARCHES = 2 * len(_OF_KERNELS)  # kept: those of a step and of its derivatives
 _Tiles = tuple[tuple[int, int], ...]
+_Split = FloatArray | NDArray[np.int64] | int
 _WEIGHTS_IN_FLIGHT = 6  # measurement loops take turns with as many weights
 
 
@@ -77,25 +82,32 @@ def _tiles_seconds(
 ) -> FloatArray:
     """Seconds (n,) of so many blocks over so deep an inner dimension: waves of tiles, each bound by its FLOPs and by
     its operands."""
+    step = _step_seconds(tile, device=device, size=size, k=k)
+    seconds: FloatArray = waves_of(blocks, device, k) * (depth * step + k["wave_us"] * 1e-6)
+    return seconds
+
+
+def _step_seconds(
+    tile: tuple[FloatArray | int, FloatArray | int], *, device: DeviceSpec, size: int, k: Constants
+) -> FloatArray:
+    """Seconds, as many as tiles, that a block takes for one of its inner dimension."""
     rate = k["compute"] * device.peak_flops / device.num_sms
     feed = k["feed"] * device.bandwidth / device.num_sms
     compute, operands = 2 * tile[0] * tile[1] / rate, size * (tile[0] + tile[1]) / feed
     overlap = k.get("overlap")
     if overlap is None:
-        step = np.maximum(compute, operands)
-    else:
-        step = (compute**overlap + operands**overlap) ** (1 / overlap)
-    seconds: FloatArray = waves_of(blocks, device, k) * (depth * step + k["wave_us"] * 1e-6)
-    return seconds
+        return np.maximum(compute, operands)
+    step: FloatArray = (compute**overlap + operands**overlap) ** (1 / overlap)
+    return step
 
 
-def _joining_seconds(split: FloatArray | int, c: Columns, *, device: DeviceSpec, k: Constants) -> FloatArray:
+def _joining_seconds(split: _Split, c: Columns, *, device: DeviceSpec, k: Constants) -> FloatArray:
     """Seconds (n,) to add up the partial results of a split product."""
     seconds: FloatArray = k["split_us"] * 1e-6 + 4 * split * c["m"] * c["n"] / (2 * device.bandwidth)
     return seconds
 
 
-def _depth(split: FloatArray | int, c: Columns) -> FloatArray:
+def _depth(split: _Split, c: Columns) -> FloatArray:
     """Inner dimension (n,) of a block of a split product, padded to whole steps."""
     depth: FloatArray = np.ceil(c["k"] / (64 * split)) * 64
     return depth
@@ -116,6 +128,31 @@ def _candidates(
             blocks = rows[tm] * columns[tn] * split
             cost = _tiles_seconds(blocks, depth[split], (tm, tn), device=device, size=size, k=k)
             yield (tm, tn, split), cost + joining[split]
+
+
+def _prepared(c: Columns, device: DeviceSpec, size: int, tiles: _Tiles) -> Callable[[Constants], FloatArray]:
+    """Seconds (n,) by constants. Kernels are searched for all at once, and again only when a constant of theirs moves:
+    derivatives to the others need no search."""
+    split = np.array(_SPLITS)[:, None]
+    blocks = np.stack([np.ceil(c["m"] / tm) * np.ceil(c["n"] / tn) * split for tm, tn in tiles])
+    waves = np.maximum(blocks / device.num_sms, 1.0)
+    unfilled, depth = np.ceil(waves) - waves, _depth(split, c)
+
+    @lru_cache(maxsize=_SEARCHES)
+    def least(*values: float | None) -> FloatArray:
+        k = {name: value for name, value in zip(_OF_KERNELS, values, strict=True) if value is not None}
+        step = np.array([_step_seconds(tile, device=device, size=size, k=k) for tile in tiles])
+        cost = depth * step[:, None, None]
+        cost += k["wave_us"] * 1e-6
+        cost *= waves + unfilled * k["tail"]
+        cost[:, 1:] += _joining_seconds(split[1:], c, device=device, k=k)
+        found: FloatArray = cost.min(axis=(0, 1))
+        return found
+
+    def seconds(k: Constants) -> FloatArray:
+        return _latency(least(*(k.get(name) for name in _OF_KERNELS)), c, device, size, k)
+
+    return seconds
 
 
 def _cheapest(c: Columns, device: DeviceSpec, size: int, k: Constants, tiles: _Tiles) -> Kernel:
@@ -169,7 +206,7 @@ def _form(constants: tuple[Constant, ...], tiles: _Tiles) -> Form:
 
         return of
 
-    return Form(constants, seconds, settled)
+    return Form(constants, seconds, settled, partial(_prepared, tiles=tiles))
 
 
 _CONSTANTS = (

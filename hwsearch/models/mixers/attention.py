@@ -23,10 +23,18 @@ from hwsearch.models.norm import RMSNorm
 from hwsearch.searchspace.mixers import FullAttention, SlidingWindowAttention
 from hwsearch.searchspace.mixers import Mixer as Spec
 
-__all__ = ["AttentionState", "KeysValues", "Lent", "QueryAttention", "SoftmaxAttention", "rope_needed"]
+__all__ = [
+    "ROOM",
+    "AttentionState",
+    "KeysValues",
+    "Lent",
+    "QueryAttention",
+    "SoftmaxAttention",
+    "rope_needed",
+]
 
-
-_ROOM = 256  # tokens: decoding copies the cache once in so many steps instead of at every one
+ROOM = 256
+"""Tokens: decoding copies the cache once in so many steps instead of at every one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,12 @@ class AttentionState(MixerState):
     room: _Room | None = None
     start: int = 0
 
+    @classmethod
+    def within(cls, k_BHCD: Tensor, v_BHCD: Tensor, *, kept: int, seen_B: Tensor) -> AttentionState:
+        """The first `kept` tokens of two buffers; the next ones are written behind them."""
+        room = _Room(k_BHCD, v_BHCD, kept)
+        return cls(k_BHCD[:, :, :kept], v_BHCD[:, :, :kept], seen_B, None, room)
+
     def apply(self, change: Callable[[Tensor], Tensor]) -> AttentionState:
         return replace(super().apply(change), room=None, start=0)
 
@@ -57,7 +71,7 @@ class AttentionState(MixerState):
         kept, new, start, room = self.k_BHSD.shape[2], k_BHTD.shape[2], self.start, self.room
         if room is None or not room.free(start + kept, start + kept + new):
             batch, heads, _, head_dim = k_BHTD.shape
-            shape = (batch, heads, kept + new + _ROOM, head_dim)
+            shape = (batch, heads, kept + new + ROOM, head_dim)
             start, room = 0, _Room(k_BHTD.new_empty(shape), v_BHTD.new_empty(shape), kept)
             room.k_BHCD[:, :, :kept] = self.k_BHSD
             room.v_BHCD[:, :, :kept] = self.v_BHSD
@@ -264,7 +278,7 @@ class SoftmaxAttention(QueryAttention):
         # The next query sees itself and the window - 1 keys before it.
         first = max(state.k_BHSD.shape[2] + new - self.window + 1, 0) if self.window else 0
         kept_mask_BS = mask_BS[:, first:].clone() if first and mask_BS is not None else mask_BS
-        if first and new > _ROOM:
+        if first and new > ROOM:
             k_BHSD, v_BHSD = (
                 torch.cat((state.k_BHSD, k_BHTD), dim=2),
                 torch.cat((state.v_BHSD, v_BHTD), dim=2),
